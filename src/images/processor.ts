@@ -14,19 +14,13 @@ import {
 } from './preprocessor-config.js'
 import { cropped, filterOf, resize } from './resample.js'
 
-export interface ImageProcessor {
-  readonly width: number
-  readonly height: number
-  /** One byte for each of red, green and blue: `width * height * 3`. */
-  fit(image: Pixels, where: string): Uint8Array
-  write(fitted: Uint8Array, output: Float32Array): void
-}
+export type ImageProcessor = ReturnType<typeof imageProcessor>
 
 /** Pillow's number for bilinear, the default of transformers for ViT. */
 const RESAMPLE = 2
 
 /** `size` is the model's size from config.json. It counts if pictures are not resized. */
-export function imageProcessor(config: PreprocessorConfig | undefined, size: unknown): ImageProcessor {
+export function imageProcessor(config: PreprocessorConfig | undefined, size: unknown) {
   if (config === undefined) throw refuse('missing', 'the file beside config.json', 'no such file')
   const { do_resize, do_center_crop, crop_pct } = config
   if (crop_pct !== undefined && crop_pct !== null)
@@ -48,7 +42,8 @@ export function imageProcessor(config: PreprocessorConfig | undefined, size: unk
   return {
     width,
     height,
-    fit(image, where) {
+    /** One byte for each of red, green and blue: `width * height * 3`. */
+    fit(image: Pixels, where: string): Uint8Array {
       const sized = target === undefined ? image : resize(image, ...target.of(image), resample)
       const [top, left] = [sized.height - height, sized.width - width].map((over) => Math.floor(over / 2))
       const cut = crop === undefined ? sized : cropped(sized, top, left, crop)
@@ -60,7 +55,7 @@ export function imageProcessor(config: PreprocessorConfig | undefined, size: unk
         got: `${image.width} x ${image.height}`,
       })
     },
-    write: (fitted, output) => writePlanes(fitted, scaling, output),
+    write: (fitted: Uint8Array, output: Float32Array) => writePlanes(fitted, scaling, output),
   }
 }
 

@@ -70,6 +70,7 @@ export interface CheckDataInput
 }
 
 const MAX_FORMS = 100
+const UNLEARNED = 'left out, because they have no target'
 
 /** Wrong records are in the report, wrong options are thrown. `preview`: examples that are shown as tokens. */
 export async function checkRecords(given: CheckDataInput, preview = 0): Promise<DataReport> {
@@ -99,13 +100,13 @@ async function checkOpened(options: OpenedInput, preview: number): Promise<DataR
   return {
     task: (training.task ?? (await (options.task === undefined ? taskOfRow(undefined, model) : loadTask(options.task))))
       .name,
-    records: training.count,
-    learnable: training.learnable,
+    records: training.hashes.length,
+    learnable: training.hashes.length - (training.notes.get(UNLEARNED) ?? 0),
     fields: mostFrequent(training.forms),
     lengths: lengthsOf(training.lengths, model === undefined ? 'characters' : 'tokens'),
     labels: training.labels.size === 0 ? null : mostFrequent(training.labels),
-    duplicates: training.count - different,
-    evalRecords: evaluation.count,
+    duplicates: hashes.length - different,
+    evalRecords: evaluation.hashes.length,
     evalInTraining,
     invalid: [...training.invalid, ...evaluation.invalid],
     notes: Object.fromEntries(training.notes),
@@ -115,8 +116,7 @@ async function checkOpened(options: OpenedInput, preview: number): Promise<DataR
 
 class Records {
   task: Task | undefined
-  count = 0
-  learnable = 0
+  /** One for each record that can be read. */
   readonly hashes: number[] = []
   readonly forms = new Map<string, number>()
   readonly labels = new Map<string, number>()
@@ -158,17 +158,10 @@ class Records {
     }
   }
 
-  #takeUnlearned(): void {
-    this.learnable--
-    countOne(this.notes, 'left out, because they have no target')
-  }
-
   /** `length`: tokens; undefined for the characters of the row. */
   #take(row: unknown, where: string, length: number | undefined): void {
     const hash = hashOf(row)
-    this.count++
-    this.learnable++
-    if (length === undefined && isUnanswered(row)) this.#takeUnlearned()
+    if (length === undefined && isUnanswered(row)) countOne(this.notes, UNLEARNED)
     this.onRecord(hash, where)
     this.hashes.push(hash)
     countOne(this.lengths, length ?? charactersOf(row))
@@ -182,7 +175,7 @@ class Records {
     const { encoded } = await encodeRow(task, row, where, context)
     const { examples, isTruncated, notes = [] } = encoded
     if (isTruncated) countOne(this.notes, `cut to ${context.maxLength} tokens`)
-    if (examples.length === 0) this.#takeUnlearned()
+    if (examples.length === 0) countOne(this.notes, UNLEARNED)
     for (const note of notes) countOne(this.notes, note)
     if (task.tokens === undefined) {
       if (this.preview > 0) throw new UnsupportedError({ where: task.name, what: 'this task has no preview' })

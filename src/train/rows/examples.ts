@@ -56,9 +56,8 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
     return { examples, rows: 0, truncatedRecords: 0, skippedRecords: 0, notes: new Map() }
   })
   let pausedAt = performance.now()
-  let count = 0
   for await (const { row, where } of rows) {
-    const part = isHeldOut(count++) ? heldOut : kept
+    const part = isHeldOut(kept.rows + heldOut.rows) ? heldOut : kept
     part.rows++
     const read = await encodeRow(task, row, where, context).catch((error: unknown) => {
       if (!(error instanceof DataError) || options.onInvalid === undefined) throw error
