@@ -20,6 +20,11 @@ export interface RecordParts {
   readonly on: TrainEvents
 }
 
+/** A batch, with the examples that its numbers count. */
+interface Placed extends MicroBatch {
+  readonly of: Examples<unknown>
+}
+
 export function recordLessons(trainer: TaskTrainer, parts: RecordParts): Lessons {
   const { settings, examples, costs, evalExamples, sampler, signal, on } = parts
   const { open, model, adapter } = trainer.parts
@@ -32,6 +37,8 @@ export function recordLessons(trainer: TaskTrainer, parts: RecordParts): Lessons
   }
   const perEpoch = stepsPerEpoch(examples.length, options)
   const totalSteps = settings.maxSteps ?? settings.epochs * perEpoch
+  const evaluated = evalExamples ?? []
+  const evalPlans = planEvaluation(costsOf(open, evaluated), options).map((plan) => ({ ...plan, of: evaluated }))
   let pass = { epoch: -1, steps: undefined as unknown as EpochPlan }
   const planOf = (step: number) => {
     const epoch = Math.floor(step / perEpoch)
@@ -39,16 +46,15 @@ export function recordLessons(trainer: TaskTrainer, parts: RecordParts): Lessons
     return pass.steps.at(step % perEpoch)
   }
   /** Runs batches without gradients. Returns false if the signal ends it. */
-  const runAll = async <Plan extends MicroBatch>(
-    plans: readonly Plan[],
-    from: (plan: Plan) => Examples<unknown>,
-    take: (found: Awaited<ReturnType<TaskTrainer['forward']>>, batch: Batch, plan: Plan) => void,
+  const runAll = async (
+    plans: readonly Placed[],
+    take: (found: Awaited<ReturnType<TaskTrainer['forward']>>, batch: Batch, plan: Placed) => void,
   ) => {
     const tell = (done: number) => on.progress?.({ stage: 'evaluate', done, total: plans.length })
     for (const [done, plan] of plans.entries()) {
       if (signal?.aborted) return false
       tell(done)
-      const batch = batchOf(from(plan), plan)
+      const batch = batchOf(plan.of, plan)
       take(await trainer.forward(batch), batch, plan)
     }
     tell(plans.length)
@@ -73,13 +79,8 @@ export function recordLessons(trainer: TaskTrainer, parts: RecordParts): Lessons
         on.stage?.('evaluate')
         // The first pass over the data has each example once, unless the run is over before.
         const steps = Array.from({ length: Math.min(perEpoch, totalSteps) }, (_, step) => planOf(step))
-        const evaluated = evalExamples ?? []
-        const batches = [
-          ...steps.flat().map((plan) => ({ ...plan, of: examples })),
-          ...planEvaluation(costsOf(open, evaluated), options).map((plan) => ({ ...plan, of: evaluated })),
-        ]
-        const from = ({ of }: { of: Examples<unknown> }) => of
-        await runAll(batches, from, ({ outputs }, _, { of, examples }) => {
+        const batches = [...steps.flat().map((plan) => ({ ...plan, of: examples })), ...evalPlans]
+        await runAll(batches, ({ outputs }, _, { of, examples }) => {
           open.reference!(outputs).forEach((two, i) => void of.mark!(examples[i], two))
         })
       },
@@ -89,16 +90,11 @@ export function recordLessons(trainer: TaskTrainer, parts: RecordParts): Lessons
       async evaluate() {
         let [sum, total] = [0, 0]
         const predictions: unknown[] = []
-        const plans = planEvaluation(costsOf(open, evalExamples), options)
-        const isDone = await runAll(
-          plans,
-          () => evalExamples,
-          ({ loss, normalizer, outputs }, batch) => {
-            sum += loss * normalizer
-            total += normalizer
-            for (const prediction of open.predict(outputs, batch.examples)) predictions.push(prediction)
-          },
-        )
+        const isDone = await runAll(evalPlans, ({ loss, normalizer, outputs }, batch) => {
+          sum += loss * normalizer
+          total += normalizer
+          for (const prediction of open.predict(outputs, batch.examples)) predictions.push(prediction)
+        })
         if (!isDone) return undefined
         const loss = sum / total
         // Metrics of a loss that is not finite say nothing.
@@ -108,7 +104,7 @@ export function recordLessons(trainer: TaskTrainer, parts: RecordParts): Lessons
           predictions,
           // Read again only if they are needed: as objects, examples take much more memory than in the store.
           get examples() {
-            return plans.flatMap((plan) => batchOf(evalExamples, plan).examples)
+            return evalPlans.flatMap((plan) => batchOf(plan.of, plan).examples)
           },
         }
         return { loss, metrics: open.metrics(result) }
