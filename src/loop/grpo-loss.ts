@@ -3,7 +3,6 @@
 
 import { klTerm, type LossFunction, policyTerm, sumOf } from './losses.js'
 
-export const LOSS_TYPES = ['grpo', 'bnpo', 'dr_grpo', 'dapo', 'cispo'] as const
 export const REWARD_SCALES = ['group', 'batch', 'none'] as const
 
 /** Settings of `train` with the task `grpo`, with the names and defaults of TRL's GRPOConfig. */
@@ -36,7 +35,7 @@ export interface GrpoOptions {
    * `cispo`), or `maxCompletionLength` (`dr_grpo`). `cispo` clips the ratio and treats it as a constant.
    * @default dapo
    */
-  readonly lossType?: (typeof LOSS_TYPES)[number] | undefined
+  readonly lossType?: 'grpo' | 'bnpo' | 'dr_grpo' | 'dapo' | 'cispo' | undefined
   /**
    * What a reward's distance from the mean of its group is divided by: the standard deviation of the group or of the
    * batch, or nothing.

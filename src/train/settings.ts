@@ -6,10 +6,7 @@ import type { Task } from '../tasks/task.js'
 import { TRAIN_SETTINGS_DEFAULTS } from './gen/options.js'
 
 /** Which weights a run can end with. */
-export const KEEPS = ['last', 'best'] as const
-
-/** One of {@link KEEPS}. */
-export type Keep = (typeof KEEPS)[number]
+export type Keep = 'last' | 'best'
 
 /** How a run trains: the settings that the engine gets, each with a value. */
 export interface TrainSettings {
@@ -151,10 +148,7 @@ export const TRAIN_DEFAULTS = Object.freeze({
 }) satisfies Readonly<TrainSettings> & { readonly config: LoraConfigInput }
 
 /** Defaults of other programs, by the preset that takes them. */
-export const PRESETS = ['peft'] as const
-
-/** One of {@link PRESETS}. */
-export type Preset = (typeof PRESETS)[number]
+export type Preset = 'peft'
 
 /** PEFT 0.21.2 and transformers 5.24, written out, so that a change of lowrank's own defaults does not change them. */
 const PEFT_DEFAULTS = Object.freeze({
@@ -219,10 +213,7 @@ export function usesBest({ keep, earlyStopping }: TrainSettings): boolean {
 }
 
 /** Ways in which the learning rate falls after the warm-up. */
-export const SCHEDULES = ['cosine', 'linear', 'constant'] as const
-
-/** One of {@link SCHEDULES}. */
-export type Schedule = (typeof SCHEDULES)[number]
+export type Schedule = 'cosine' | 'linear' | 'constant'
 
 type Warmup = 'warmupRatio' | 'warmupSteps'
 
