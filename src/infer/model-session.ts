@@ -1,7 +1,7 @@
 // A session over a model: its graphs, which one engine runs, and its adapters, whose parts are spread over the graphs.
 
 import { ConfigError, didYouMean, MismatchError, RuntimeError, StateError, UnsupportedError } from '../base/errors.js'
-import { checkArgument, checkOptions, kind, NAME } from '../base/options.js'
+import { checkArgument, checkOptions, NAME } from '../base/options.js'
 import { Turns } from '../base/turns.js'
 import type { NewRows } from '../graph/fuse/new-rows.js'
 import { POOLER } from '../graph/match/match.js'
@@ -9,7 +9,7 @@ import type { ModelGraph } from '../graph/match/spread.js'
 import type { Graph } from '../graph/view/graph.js'
 import type { DecodeImage } from '../images/image.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import { isAdapter, isPlain, type LinearValues, type RunAdapter } from '../lora/run-adapter.js'
+import { isPlain, type LinearValues, type RunAdapter } from '../lora/run-adapter.js'
 import { type Engine, openEngine, STOP_MS, settlesWithin } from '../runtime/host.js'
 import type { Remote } from '../runtime/rpc.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
@@ -35,8 +35,6 @@ import type {
   TagOptions,
   TextOrWords,
 } from './session.js'
-
-const ADAPTER = kind('a LoraAdapter', isAdapter)
 
 /** Implements {@link AdapterSession}. Over less than a whole model, only the methods that need no tokenizer work. */
 export class ModelSession<M extends SessionBase = SessionBase> implements Omit<AdapterSession, 'model'> {
@@ -319,7 +317,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       const spread: (readonly [string, readonly RunAdapter[]])[] = []
       for (const [name, adapter] of adapters) {
         checkArgument(name, NAME, 'name')
-        checkArgument(adapter, ADAPTER, this.#adapters.length + adapters.length > 1 ? `adapter ${name}` : 'adapter')
         if (this.#adapters.includes(name)) {
           throw new StateError({
             where: 'adapter',

@@ -1,11 +1,11 @@
 // /v1/chat/completions and /v1/completions: fields → options of `generate`, and its results → OpenAI's objects.
 
-import { UnsupportedError } from '../base/errors.js'
+import { requireTokenizer } from '../graph/model-folder.js'
 import type { AdapterSession } from '../index/session.js'
 import type { AdapterChoice } from '../infer/adapters/choice.js'
 import { floatsOf } from '../infer/feeds.js'
 import { scoreTokens } from '../infer/generate/next-token.js'
-import type { GenerateOptions, GenerateResult, Prompt, TokenScore } from '../infer/session.js'
+import type { GenerateOptions, GenerateResult, Prompt, TokenPrompt, TokenScore } from '../infer/session.js'
 import { seconds } from './adapters.js'
 import type { Fields } from './fields.js'
 import { type Events, HttpError, invalid } from './http.js'
@@ -242,14 +242,11 @@ interface PromptScores {
 /** The logarithms of the probabilities of a prompt's own tokens, which `echo` with `logprobs` asks for. */
 async function scorePrompt(
   session: AdapterSession,
-  prompt: Prompt,
+  prompt: string | TokenPrompt,
   adapter: AdapterChoice,
   count: number | undefined,
 ): Promise<PromptScores> {
-  const { tokenizer } = session.model
-  if (tokenizer === undefined || (typeof prompt !== 'string' && !('ids' in prompt))) {
-    throw new UnsupportedError({ where: 'echo', what: 'works with texts and token ids only' })
-  }
+  const tokenizer = requireTokenizer(session.model)
   const ids = typeof prompt === 'string' ? tokenizer.encode(prompt) : prompt.ids
   const name = (id: number) => tokenizer.decode([id], { specialTokens: true })
   const text = typeof prompt === 'string' ? prompt : tokenizer.decode([...ids], { specialTokens: true })
@@ -315,8 +312,9 @@ export async function answer(
     send(i, rows[i].reader.end(result.text), result.logprobs?.slice(rows[i].scored) ?? [])
     if (events !== undefined) event([form.end(i, result, rows[i].reader)])
   }
-  const echoed =
-    echo && (await Promise.all(prompts.map((prompt) => scorePrompt(session, prompt, adapter, echo.scores))))
+  // Only /v1/completions has `echo`, and its prompts are no chats.
+  const texts = prompts as readonly (string | TokenPrompt)[]
+  const echoed = echo && (await Promise.all(texts.map((text) => scorePrompt(session, text, adapter, echo.scores))))
   const ofPrompts = results.filter((_, i) => i % n === 0)
   const promptTokens = ofPrompts.reduce((sum, result) => sum + result.promptTokens, 0)
   const cachedTokens = ofPrompts.reduce((sum, result) => sum + result.cachedTokens, 0)

@@ -5,7 +5,7 @@ import type { AdapterSession } from '../index/session.js'
 import type { AdapterChoice } from '../infer/adapters/choice.js'
 import { seconds } from './adapters.js'
 import type { Fields } from './fields.js'
-import { HttpError, invalid } from './http.js'
+import { invalid } from './http.js'
 
 const textsOf = ({ input }: Fields): string[] => [input as string | string[]].flat()
 
@@ -92,11 +92,12 @@ export const reranking: Read = async (session, { query, documents, top_n, return
 }
 
 export const classification: Read = async (session, fields, { adapter, model, signal }) => {
-  if (typeof adapter === 'object' && adapter !== null) {
-    throw new HttpError(400, 'classify takes no mix', { param: 'adapter' })
-  }
   const texts = textsOf(fields)
-  const results = await session.classify(texts, { adapter, topK: Number.MAX_SAFE_INTEGER, signal })
+  const results = await session.classify(texts, {
+    adapter: adapter as string | null,
+    topK: Number.MAX_SAFE_INTEGER,
+    signal,
+  })
   const data = results.map(({ label, labels, logits }, index) => {
     // The likeliest label comes first in `labels`, but vLLM has the order of the logits.
     const places = [...logits.keys()].sort((a, b) => logits[b] - logits[a])

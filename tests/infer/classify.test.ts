@@ -89,6 +89,11 @@ describe.each(['encoder', 'classifier'])('over the export of the %s', (name) => 
     expect(two.labels.map(({ label }) => label).sort()).toEqual(['ham', 'spam'])
     expect(five.labels.map(({ label }) => label).sort()).toEqual([0, 1, 2, 3, 4].map((i) => `LABEL_${i}`))
     expect(maxDifference(three.logits, golden.logits[0])).toBeLessThan(1e-5)
+    const input_ids = { type: 'int64', data: BigInt64Array.of(1n, 2n), dims: [2, 1] } as const
+    const rows = session.run({ input_ids }, { adapter: ['two', 'five'] })
+    await expect(rows).rejects.toThrow(/heads of different sizes cannot share a batch/)
+    const mixes = ['two', 'five'].map((adapter) => [{ name: adapter, weight: 1 }])
+    expect(() => session.headFor(mixes)).toThrow(/heads with different labels/)
     await session.remove('two')
     await expect(session.classify(texts[0], { adapter: 'two' })).rejects.toThrow(/no adapter "two"/)
   })
