@@ -10,6 +10,7 @@ import { findLinears } from '../graph/match/linears.js'
 import { placeLayers } from '../graph/match/place-adapter.js'
 import type { Model } from '../graph/model-folder.js'
 import { joinGraphs } from '../graph/training/joined-graph.js'
+import { checkTrainableForm } from '../graph/training/trainable-form.js'
 import { readGraph } from '../graph/view/graph.js'
 import { ModelSession } from '../infer/model-session.js'
 import { LoraAdapter } from '../lora/adapter.js'
@@ -180,6 +181,8 @@ async function evaluateOpened(
   const task = await taskOf(given, Object.values(adapters), options.task)
   checkOptions(options.taskOptions, `the task ${task.name}`, task.options ?? {})
   task.check(model)
+  checkTrainableForm(readGraph(model.onnx))
+  await TaskTrainer.check(model, settings)
   const { records, examples } = await read(model, task, data, { ...options, pictures }, onWarning)
   const contenders = inOrder(await contendersOf(model, task, adapters, examples, options, onWarning), options.against)
   for (const [name, { trainedOn }] of Object.entries(adapters)) {

@@ -1,6 +1,7 @@
 // Makes the form of a graph that a runtime opens, while weights stay in their files.
 
 import { readAll } from '../base/bytes.js'
+import { UnsupportedError } from '../base/errors.js'
 import { groupBy } from '../base/group.js'
 import { copyMessage, mapTensors, tensorsOf } from '../formats/onnx/messages.js'
 import { type OnnxModel, serializeModel } from '../formats/onnx/model.js'
@@ -18,7 +19,8 @@ import {
 } from '../formats/onnx/tensors.js'
 import type { SessionModel } from '../runtime/runtime.js'
 import { valueInfo } from './inject/inject.js'
-import { subgraphs } from './view/graph.js'
+import { type Graph, subgraphs } from './view/graph.js'
+import { operatorOf } from './view/operators.js'
 
 /**
  * On a file system, names the weights by real paths, because ONNX Runtime refuses symbolic links (as in Hugging Face's
@@ -68,6 +70,20 @@ function takeWeights(graph: GraphProto, inputs: Map<string, ValueInfoProto>): Gr
     return [copyMessage(node, { attribute })]
   })
   return copyMessage(graph, { node, initializer: graph.initializer.filter((tensor) => !take(tensor.name, tensor)) })
+}
+
+/** ONNX Runtime names an operator that it does not know, but not the node. */
+export function atNode(error: unknown, { nodes }: Graph): unknown {
+  if (!(error instanceof UnsupportedError)) return error
+  const all = nodes.flatMap((node) => [node, ...subgraphs(node).flatMap((branch) => branch.node)])
+  const node = all.find((node) => error.what.endsWith(`the operator ${operatorOf(node)}`))
+  if (node === undefined) return error
+  return new UnsupportedError({
+    ...error,
+    where: `node ${node.name}`,
+    what: `ONNX Runtime: ${error.what}`,
+    cause: error,
+  })
 }
 
 function contentOf(model: OnnxModel, locations: Iterable<string>): Promise<NonNullable<SessionModel['weights']>> {

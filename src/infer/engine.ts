@@ -1,9 +1,15 @@
 // The engine of a session runs its graphs and writes texts, in a worker or in the caller's thread.
 
-import { UnsupportedError } from '../base/errors.js'
 import { Turns } from '../base/turns.js'
 import { transfer } from '../runtime/rpc.js'
-import { type Feeds, freeOnGpu, isOnGpu, type Runtime, type SessionOptions } from '../runtime/runtime.js'
+import {
+  checkOperators,
+  type Feeds,
+  freeOnGpu,
+  isOnGpu,
+  type Runtime,
+  type SessionOptions,
+} from '../runtime/runtime.js'
 import type { DecoderFiles } from '../text/decoder.js'
 import type { Vocabulary } from '../text/vocabulary.js'
 import type { Mix } from './adapters/choice.js'
@@ -27,14 +33,8 @@ export class InferEngine {
     return graph.open(request)
   }
 
-  /** Throws UnsupportedError if the runtime lacks an operator of a graph, which is given without its weights. */
-  async check(graph: Uint8Array, options: SessionOptions): Promise<void> {
-    try {
-      await (await this.runtime.createSession({ graph }, { ...options, optimization: 'disabled' })).dispose()
-    } catch (error) {
-      // Other errors may come from the missing weights, which some operators want to be constant.
-      if (error instanceof UnsupportedError) throw error
-    }
+  check(graph: Uint8Array, options: SessionOptions): Promise<void> {
+    return checkOperators(this.runtime, graph, options)
   }
 
   addAdapter(role: string, name: string, factors: AdapterFactors): void {

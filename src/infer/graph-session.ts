@@ -7,9 +7,8 @@ import type { NewRows } from '../graph/fuse/new-rows.js'
 import type { Vector } from '../graph/inject/other-sites.js'
 import { joinNeeds, type SiteNeeds } from '../graph/inject/sites.js'
 import { findLinears, type Linear, type ModuleMap } from '../graph/match/linears.js'
-import { sessionModel, withoutWeights } from '../graph/session-model.js'
-import { type Graph, readGraph, subgraphs } from '../graph/view/graph.js'
-import { operatorOf } from '../graph/view/operators.js'
+import { atNode, sessionModel, withoutWeights } from '../graph/session-model.js'
+import { type Graph, readGraph } from '../graph/view/graph.js'
 import type { Engine } from '../runtime/host.js'
 import { transfer } from '../runtime/rpc.js'
 import {
@@ -186,20 +185,6 @@ async function loweringFor({ nodes }: Graph, runtime: SessionOptions): Promise<S
   if (keepsOnGpu(runtime)) return (await import('../graph/lower/webgpu.js')).suitWebgpu
   if (!areOnProcessor(runtime.executionProviders) || nodes.every(({ opType }) => opType !== 'GatedDeltaNet')) return
   return (await import('../graph/lower/gated-delta-net.js')).toLinearAttention
-}
-
-/** ONNX Runtime names an operator that it does not know, but not the node. */
-function atNode(error: unknown, { nodes }: Graph): unknown {
-  if (!(error instanceof UnsupportedError)) return error
-  const all = nodes.flatMap((node) => [node, ...subgraphs(node).flatMap((branch) => branch.node)])
-  const node = all.find((node) => error.what.endsWith(`the operator ${operatorOf(node)}`))
-  if (node === undefined) return error
-  return new UnsupportedError({
-    ...error,
-    where: `node ${node.name}`,
-    what: `ONNX Runtime: ${error.what}`,
-    cause: error,
-  })
 }
 
 function sizeOf(needs: SiteNeeds): number {

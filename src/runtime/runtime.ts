@@ -148,3 +148,17 @@ export interface Runtime extends SessionOpener {
   readonly name: string
   toHost?(tensor: RuntimeTensor): Promise<RuntimeTensor>
 }
+
+/** Throws UnsupportedError if a runtime lacks an operator of a graph, which is given without its weights. */
+export async function checkOperators(
+  runtime: SessionOpener,
+  graph: Uint8Array,
+  options: SessionOptions,
+): Promise<void> {
+  try {
+    await (await runtime.createSession({ graph }, { ...options, optimization: 'disabled' })).dispose()
+  } catch (error) {
+    // Other errors may come from the missing weights, which some operators want to be constant.
+    if (error instanceof UnsupportedError) throw error
+  }
+}

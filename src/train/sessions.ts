@@ -49,6 +49,12 @@ export function copiesOf(memory: TrainSettings['memory']): number {
   return memory === 'low' ? 0 : Number.POSITIVE_INFINITY
 }
 
+export type SessionSettings = Partial<Pick<TrainSettings, 'device' | 'threads'>>
+
+export function sessionOptions({ device, threads }: SessionSettings): SessionOptions {
+  return { ...(device !== undefined && { executionProviders: [device].flat() }), ...(threads && { threads }) }
+}
+
 interface Draw {
   readonly step: number
   readonly run: number
@@ -92,7 +98,7 @@ export class TrainingSessions {
     const tell = (done: number) => parts.on?.progress?.({ stage: 'prepare', done, total: 2 })
     tell(0)
     // WebGPU has no Scan.
-    const isOnGpu = keepsOnGpu({ executionProviders: [settings.device ?? []].flat() })
+    const isOnGpu = keepsOnGpu(sessionOptions(settings))
     const { config } = model
     const optionsFor = (tokens: number) => {
       return { layers, lookups, experts, config, base, modules, ...(isOnGpu ? {} : blocksFor(tokens)) }
@@ -132,8 +138,7 @@ export class TrainingSessions {
   }
 
   get options(): SessionOptions {
-    const { device, threads } = this.parts.settings
-    return { ...(device !== undefined && { executionProviders: [device].flat() }), ...(threads && { threads }) }
+    return sessionOptions(this.parts.settings)
   }
 
   /** Everything that the engine needs to start, except the values of the parameters. */

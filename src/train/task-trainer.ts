@@ -1,14 +1,20 @@
 // A model whose adapter learns a task. `train`, `openTrainer` and evaluations all build on it. Gradients add up until
 // the next step.
 
+import type { Model } from '../graph/model-folder.js'
+import { checkRuns } from '../graph/training/reach.js'
 import { type Engine, openEngine } from '../runtime/host.js'
 import type { Remote } from '../runtime/rpc.js'
 import type { Feeds } from '../runtime/runtime.js'
+import { runtimeBehind } from '../runtime/session-table.js'
 import type { StepRun } from '../tasks/task.js'
 import type { EngineState, TrainEngine } from './engine.js'
 import { startOf, writeParameters } from './parameters.js'
 import type { Batch } from './rows/batches.js'
-import { type SessionParts, TrainingSessions } from './sessions.js'
+import { type SessionParts, type SessionSettings, sessionOptions, TrainingSessions } from './sessions.js'
+
+/** If a worker has the engine, this thread does not load its code. */
+const loadEngine = async () => (await import('./engine.js')).TrainEngine
 
 export class TaskTrainer {
   /** Names of the tensors that learn. */
@@ -29,11 +35,20 @@ export class TaskTrainer {
     this.engine = opened.remote
   }
 
+  /** Throws UnsupportedError if the runtime lacks an operator of the model. It runs before weights are downloaded. */
+  static async check({ onnx, runtime }: Model, settings: SessionSettings): Promise<void> {
+    if (!onnx.isAway) return
+    const engine = await openEngine(runtime, 'train', loadEngine, settings.threads)
+    try {
+      await checkRuns(onnx, runtimeBehind(engine.remote), sessionOptions(settings))
+    } finally {
+      await engine.close().catch(() => {})
+    }
+  }
+
   /** Without `isTraining`, only the graph for evaluations is opened. */
   static async open(parts: SessionParts, isTraining = true): Promise<TaskTrainer> {
-    // If a worker has the engine, this thread does not load its code.
-    const load = async () => (await import('./engine.js')).TrainEngine
-    const engine = await openEngine(parts.model.runtime, 'train', load, parts.settings.threads)
+    const engine = await openEngine(parts.model.runtime, 'train', loadEngine, parts.settings.threads)
     try {
       return new TaskTrainer(parts, await TrainingSessions.create(parts, engine.remote, isTraining), engine)
     } catch (error) {

@@ -134,6 +134,7 @@ export async function checkLayers(options: TrainInput, config: LoraConfig): Prom
   const targets = adapter === undefined ? await findTargets(model, config, options) : undefined
   const linears = () => placeLayers(graph, findLinears(graph, modules), adapter!.parts('linear'))
   checkReach(model.onnx, targets?.targets ?? linears().map(({ linear }) => linear))
+  await TaskTrainer.check(model, options)
   return targets
 }
 

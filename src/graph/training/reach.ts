@@ -3,12 +3,14 @@
 import { attempt, type LowrankError, listed, UnsupportedError } from '../../base/errors.js'
 import type { OnnxModel } from '../../formats/onnx/model.js'
 import type { ModelProto, NodeProto } from '../../formats/onnx/tensors.js'
+import { checkOperators, type SessionOpener, type SessionOptions } from '../../runtime/runtime.js'
 import type { CustomGradients } from '../gradients/backward.js'
 import { GRADIENTS, NON_DIFFERENTIABLE } from '../gradients/gradients.js'
 import { growWindows, takeBranchWithoutCache } from '../inputs/cache.js'
 import { toLinearAttention } from '../lower/gated-delta-net.js'
 import { lowerForTraining } from '../lower/lower.js'
 import { findLinears, type Linear, logitsName } from '../match/linears.js'
+import { atNode, withoutWeights } from '../session-model.js'
 import type { Value } from '../view/builder.js'
 import { Graph } from '../view/graph.js'
 import { listByOperator, operatorOf } from '../view/operators.js'
@@ -16,6 +18,8 @@ import { raiseOpset } from '../view/opset.js'
 import { computeInFloat32 } from './float32.js'
 
 export interface Reach {
+  /** The graph as training would use it. */
+  readonly graph: Graph
   /** The values from which a path to the model's output passes operators without a gradient, and these operators. */
   readonly stopped: ReadonlyMap<Value, readonly NodeProto[]>
   /** Why fused operators cannot be written out for training. */
@@ -54,12 +58,24 @@ export function gradientReach(model: ModelProto): Reach {
       stopped.set(value, [...(stopped.get(value) ?? []), barrier])
     }
   }
-  return { stopped, refusals }
+  return { graph, stopped, refusals }
+}
+
+const reachOf = (model: OnnxModel) => model.once(reachOf, () => gradientReach(model.proto))
+
+/** Throws UnsupportedError if the runtime lacks an operator of the graph that training would use. Reads no weights. */
+export async function checkRuns(model: OnnxModel, runtime: SessionOpener, options: SessionOptions): Promise<void> {
+  const { graph } = reachOf(model)
+  try {
+    await checkOperators(runtime, withoutWeights(graph.toModel()), options)
+  } catch (error) {
+    throw atNode(error, graph)
+  }
 }
 
 /** Throws UnsupportedError if gradients do not reach all of the layers. It runs before weights are read. */
 export function checkReach(model: OnnxModel, layers: readonly Pick<Linear, 'name' | 'output'>[]): void {
-  const { stopped, refusals } = model.once(checkReach, () => gradientReach(model.proto))
+  const { stopped, refusals } = reachOf(model)
   const missed = layers.filter(({ output }) => stopped.has(output))
   if (missed.length === 0) return
   const nodes = new Set(missed.flatMap(({ output }) => stopped.get(output) ?? []))
