@@ -52,7 +52,6 @@ export class StoredDelta {
   addTo(block: Matrix, first: number): Matrix {
     const [, rank] = this.#left.shape
     const rows = block.shape[0]
-    if (rows === 0 || rank === 0) return block
     const left: Matrix = { data: this.#left.data.subarray(first * rank, (first + rows) * rank), shape: [rows, rank] }
     return product(left, this.#right, { scale: this.#scaling, addTo: block }) // (rows, r) @ (r, columns)
   }

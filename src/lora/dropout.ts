@@ -15,15 +15,13 @@ export function dropFrom({ data }: Pick<Matrix, 'data'>, dropout: number, random
   return keep
 }
 
-/** Adds the branch's gradient to `input` in place, for the elements that `keep` marks, or for all without dropout. */
+/** Adds the branch's gradient to `input` in place, for the elements that `keep` marks. */
 export function addKept(
   input: Pick<Matrix, 'data'>,
   branch: Pick<Matrix, 'data'>,
   dropout: number,
-  keep: Uint8Array | undefined,
+  keep: Uint8Array,
 ): void {
-  const factor = keep === undefined ? 1 : 1 / (1 - dropout)
-  for (let i = 0; i < input.data.length; i++) {
-    if (keep === undefined || keep[i] === 1) input.data[i] += branch.data[i] * factor
-  }
+  const factor = 1 / (1 - dropout)
+  for (let i = 0; i < input.data.length; i++) if (keep[i] === 1) input.data[i] += branch.data[i] * factor
 }

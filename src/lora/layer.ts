@@ -306,7 +306,7 @@ export class LoraLayer extends FactorPart {
     checkShape(dy, tape.hidden.shape[0], this.d, this.#where('gradOutput'))
     const { weightA, weightB, magnitude, biasB, ...inputs } = backwardPass(this.#passWeights(base), tape, dy)
     for (const gradient of [inputs.branch, inputs.dropped]) {
-      if (gradient !== undefined) addKept(inputs.base, gradient, this.config.dropout, tape.keep)
+      if (gradient && tape.keep) addKept(inputs.base, gradient, this.config.dropout, tape.keep)
     }
     return { weightA, weightB, input: inputs.base, ...(magnitude && { magnitude }), ...(biasB && { biasB }) }
   }

@@ -167,21 +167,17 @@ export class ChunkMerger {
       this.#inner[i] ??= new ChunkMerger(this.sources, false, this.makeKernel)
       const inner = this.#inner[i]
       await inner.#readFactors(window, chunk.row, rows)
-      // Only a chunk with a single row can be larger than the kernel's memory.
-      const most = rows === 1 ? CHUNK_BYTES / 8 : window.columns
-      for (let column = 0; column < window.columns; column += most) {
-        const width = Math.min(most, window.columns - column)
-        const room = inner.#roomFor(window, rows * width * size)
-        for (let row = 0; row < rows; row++) {
-          const start = (row * columns + first + column) * size
-          room.set(input.subarray(start, start + width * size), row * width * size)
-        }
-        const { bytes, changes: changed } = inner.#mergeWeight({ ...chunk, column, columns: width }, window, room)
-        changes.push(...changed)
-        for (let row = 0; row < rows; row++) {
-          const start = row * width * written
-          output.set(bytes.subarray(start, start + width * written), (row * columns + first + column) * written)
-        }
+      const width = window.columns
+      const room = inner.#roomFor(window, rows * width * size)
+      for (let row = 0; row < rows; row++) {
+        const start = (row * columns + first) * size
+        room.set(input.subarray(start, start + width * size), row * width * size)
+      }
+      const { bytes, changes: changed } = inner.#mergeWeight({ ...chunk, column: 0, columns: width }, window, room)
+      changes.push(...changed)
+      for (let row = 0; row < rows; row++) {
+        const start = row * width * written
+        output.set(bytes.subarray(start, start + width * written), (row * columns + first) * written)
       }
     }
     return { bytes: output, changes }
@@ -193,14 +189,12 @@ export class ChunkMerger {
     { indices, values }: NonNullable<WeightPlan['columnValues']>,
     input: Uint8Array,
   ): Promise<ChunkResult> {
-    const { row, rows, column, columns } = chunk
+    const { row, rows, columns } = chunk
     const base = decodeWeights(input, weight.from)
     const result = base.slice()
     for (const [i, range] of columnRanges(values, row, rows).entries()) {
-      const index = indices[i]
-      if (index < column || index >= column + columns) continue
       const replaced = await this.#readBlock(range, 'fp64')
-      for (let j = 0; j < rows; j++) result[j * columns + index - column] = replaced[j]
+      for (let j = 0; j < rows; j++) result[j * columns + indices[i]] = replaced[j]
     }
     return { bytes: narrowed(chunk, weight, result, base), changes: [] }
   }

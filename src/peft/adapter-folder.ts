@@ -3,7 +3,7 @@
 
 import { closing, type Directory } from '../base/bytes.js'
 import { decodeFloats, encodeWeights, type FloatDtype, isFiniteStored } from '../base/dtype.js'
-import { ConfigError, MismatchError, NumericError, StateError } from '../base/errors.js'
+import { MismatchError, NumericError, StateError } from '../base/errors.js'
 import type { FloatArray } from '../base/tensor.js'
 import type { TensorBytes } from '../formats/safetensors.js'
 import type { AdapterPart, LoraAdapter } from '../lora/adapter.js'
@@ -38,9 +38,6 @@ export async function saveAdapter(
   directory: Directory,
   { dtype }: SaveOptions = {},
 ): Promise<void> {
-  if (dtype !== undefined && !['fp32', 'fp16', 'bf16'].includes(dtype)) {
-    throw new ConfigError({ where: 'dtype', what: 'not valid', expected: 'fp32, fp16 or bf16', got: String(dtype) })
-  }
   if (adapter.size === 0) {
     throw new StateError({ where: directory.name, what: 'an adapter without layers cannot be saved' })
   }

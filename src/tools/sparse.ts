@@ -70,7 +70,6 @@ function randomValues(values: FloatArray, density: number, random: Random): Floa
 function largestValues(values: FloatArray, density: number): FloatArray {
   const kept = Math.floor(density * values.length)
   const result = values.slice().fill(0)
-  if (kept === 0) return result
   const sizes = values.map(Math.abs).sort()
   const edge = sizes[sizes.length - kept]
   let atEdge = 0

@@ -297,11 +297,12 @@ export function windowsOf(weight: WeightPlan): readonly Window[] {
 /** Returns the chunks of a segment. Each is made when it is asked for. */
 export function chunksOf(segment: Segment): { readonly count: number; at(index: number): Chunk } {
   const { weight, byteLength, baseOffset, offset } = segment
-  const { rows, columns, windows } = weight ?? { rows: 1, columns: byteLength, windows: undefined }
+  const { rows, columns } = weight ?? { rows: 1, columns: byteLength }
   const [from, to] = weight === undefined ? [1, 1] : [sizeOf(weight.from), sizeOf(weight.to)]
   const elements = CHUNK_BYTES / Math.max(weight?.isWidened ? 4 : 1, from, to)
-  // Windows are cut out of whole rows, so with windows a chunk has whole rows.
-  const width = columns > elements && windows === undefined ? elements - (elements % COLUMN_MULTIPLE) : columns
+  // Columns are changed in whole rows.
+  const isOfWholeRows = weight?.windows !== undefined || weight?.columnValues !== undefined
+  const width = columns > elements && !isOfWholeRows ? elements - (elements % COLUMN_MULTIPLE) : columns
   const height = Math.max(1, Math.floor(elements / columns))
   /** The number of chunks for a row: above 1 only if a row is larger than a chunk. */
   const across = Math.ceil(columns / width)
