@@ -29,8 +29,6 @@ export interface OpenAdapter {
   readonly chatTemplate: string | undefined
   /** See {@link LoraAdapter.trainedOn}. */
   readonly trainedOn: BaseRecord | undefined
-  /** The names of tensors that belong to no part. */
-  readonly unclaimed: readonly string[]
   /** Problems with config and tensors. Empty unless it was opened with `isTolerant`. */
   readonly problems: readonly LowrankError[]
   /** Returns the sound parts. In a folder: layers, experts, replaced tensors, rows of tokens, each sorted by name. */
@@ -80,7 +78,6 @@ function openInMemory(adapter: LoraAdapter): OpenAdapter {
     meaning: adapter,
     chatTemplate,
     trainedOn,
-    unclaimed: [],
     problems: [],
     parts: () => parts,
     dtypeOf: ({ name }) => adapter.get(name)!.dtype as FloatDtype,
@@ -137,7 +134,7 @@ async function openFolder(directory: Directory, { name, isTolerant = false }: Op
     const { notes: meaningNotes, ...meaning } = readMeaning(opened.metadata)
     const inside = isInside ? [`an adapter in ${folder.path}, its only one`] : []
     const claimed = await claimTensors(tensors, config, opened.source.name)
-    const { parts, unclaimed } = claimed
+    const { parts } = claimed
     const all = [...problems, ...claimed.problems]
     if (!isTolerant) throwFirst(all)
     const notes = [...inside, ...asides, ...keyNotes, ...claimed.notes, ...meaningNotes]
@@ -156,7 +153,6 @@ async function openFolder(directory: Directory, { name, isTolerant = false }: Op
       meaning,
       chatTemplate,
       trainedOn,
-      unclaimed,
       problems: all,
       parts: () => parts,
       dtypeOf: commonDtype,

@@ -63,7 +63,7 @@ export function claimOthers(rest: readonly AdapterTensor[], found: FoundKinds, c
   if (unclaimed.length > 0) problems.push(unclaimedError(unclaimed, file))
   const parts = [...sortedByName(replacements), ...sortedByName(tokenRows)].map(([, part]) => part)
   const notes = hasComputed ? ['tensors that the model computes itself (such as inv_freq), which are left out'] : []
-  return { parts, unclaimed, problems, notes }
+  return { parts, problems, notes }
 }
 
 /** With bias "all", PEFT saves the biases of modules_to_save again, and also the base's. Neither is ever read. */

@@ -53,7 +53,7 @@ export async function claimTensors(tensors: ReadonlyMap<string, AdapterTensor>, 
   const { found, rest, problems: doubles } = findFactors(tensors, file)
   const others =
     rest.length === 0
-      ? { parts: [], unclaimed: [], notes: [], problems: [] }
+      ? { parts: [], notes: [], problems: [] }
       : (await import('./replacements.js')).claimOthers(rest, found, context)
   const problems = [...doubles, ...others.problems]
   if (tensors.size === 0) {
@@ -70,7 +70,6 @@ export async function claimTensors(tensors: ReadonlyMap<string, AdapterTensor>, 
   const layers = completeLayers(found, context)
   return {
     parts: [...layers.parts, ...experts.parts, ...others.parts],
-    unclaimed: others.unclaimed,
     notes: others.notes,
     problems: [...problems, ...experts.problems, ...layers.problems],
   }

@@ -61,7 +61,6 @@ test('all problems are heard at once, and sound layers are opened', async () => 
     ['left', 2, [4]],
     ['wide', 3, undefined],
   ])
-  expect(opened.unclaimed).toEqual(['base_model.model.norm.weight'])
   const messages = opened.problems.map(({ code, message }) => `${code} ${message.replaceAll('base_model.model.', '')}`)
   expect(messages).toEqual([
     expect.stringMatching(/^UNSUPPORTED .*use_qalora/),
