@@ -1,20 +1,11 @@
-// Matrix products on WebAssembly SIMD, block by block.
+// Matrix products on WebAssembly SIMD, block by block, in a memory of fixed size: room for the packed left operand, and
+// for one block of the right one and of C. Operands are copied in, which costs 1 to 3 % of a large product, so that
+// callers never get an array that lies in WebAssembly's memory.
 
-import { roundUp } from '../base/tensor.js'
+import { type FloatArray, roundUp } from '../base/tensor.js'
 import { gemmBuilds } from './gen/gemm.js'
 import { type BuildName, compile, fastestBuilds, supports } from './module.js'
 import { type GemmOptions, type Kernels, referenceKernels } from './reference.js'
-import {
-  DEPTH,
-  JOB_START,
-  LEFT_START,
-  MAX_DEPTH,
-  planBlocks,
-  RIGHT_START,
-  STAGING_START,
-  type Way,
-  Workspace,
-} from './workspace.js'
 
 /** The exports of kernels-asm/gemm.ts; addresses and strides in bytes. */
 interface GemmExports {
@@ -42,8 +33,45 @@ export function createWasmKernels(build?: BuildName): WasmKernels | undefined {
   return undefined
 }
 
+/** Blocks consist of whole tiles, whose height is 4, 5 or 6 rows and whose width is 8 f32 or 4 f64 columns. */
+const ROW_MULTIPLE = 60
+const COLUMN_MULTIPLE = 8
+/** The most columns of a block. Wider blocks would not be faster: the left operand already comes from the cache. */
+const MAX_COLUMNS = 512
+/** How many steps of depth are packed together. Equal to DEPTH in kernels-asm/gemm.ts. */
+const DEPTH = 256
+/** The greatest depth of one product; deeper products are sums of several. A block then has at least 16 columns. */
+const MAX_DEPTH = 8192
+
+const MiB = 2 ** 20
+/** Memory for the left operand: 1,080 rows of 4,096 f32. Each pass over more rows packs the right operand again. */
+const LEFT_BYTES = 17 * MiB
+/** The largest line of tiles: 6 rows of f64 at the greatest depth. */
+const STAGING_BYTES = 6 * MAX_DEPTH * 8
+/** Room for a block of the right operand before it is packed. With 1 MiB products were 8 % slower. */
+const RIGHT_BYTES = 4 * MiB
+const PACKED_BYTES = DEPTH * MAX_COLUMNS * 8
+const C_BYTES = 2.25 * MiB
+
+/** Class Job in kernels-asm/gemm.ts. */
+const JOB_START = 1024
+const LEFT_START = 4096
+const STAGING_START = LEFT_START + LEFT_BYTES
+const RIGHT_START = STAGING_START + STAGING_BYTES
+const PACKED_START = RIGHT_START + RIGHT_BYTES
+const C_START = PACKED_START + PACKED_BYTES
+const PAGE_BYTES = 65536
 /** Bytes of the left operand that are copied and packed at a time: few enough to stay in the processor's cache. */
 const SLAB_BYTES = 2 ** 17
+
+function planBlocks(m: number, n: number, k: number, size: number) {
+  const fitting = Math.floor(RIGHT_BYTES / (k * size) / COLUMN_MULTIPLE) * COLUMN_MULTIPLE
+  const columns = Math.min(fitting, MAX_COLUMNS, roundUp(n, 2 * COLUMN_MULTIPLE))
+  const capacity = Math.min(LEFT_BYTES / (k * size), C_BYTES / (columns * size))
+  const most = Math.floor(capacity / ROW_MULTIPLE) * ROW_MULTIPLE
+  const passes = Math.ceil(m / most)
+  return { columns, rows: roundUp(Math.ceil(m / passes), ROW_MULTIPLE) }
+}
 
 /** A product C (m, n) = alpha · A·B, which may be added to C, or a slice of it with a depth of at most MAX_DEPTH. */
 interface Part extends Required<GemmOptions> {
@@ -62,14 +90,20 @@ interface Block {
 /** Holds up to 25 MB of memory. */
 export class WasmKernels implements Kernels {
   readonly name: string
-  readonly #workspace = new Workspace()
   readonly #wasm: GemmExports
+  readonly #f32: Float32Array
+  readonly #f64: Float64Array
+  readonly #i32: Int32Array
 
   /** @internal Use {@link createWasmKernels}. */
   constructor(build: BuildName, module: WebAssembly.Module) {
     this.name = `wasm ${build}`
-    const { exports } = new WebAssembly.Instance(module, { env: { memory: this.#workspace.memory } })
-    this.#wasm = exports as unknown as GemmExports
+    const pages = Math.ceil((C_START + C_BYTES) / PAGE_BYTES)
+    const memory = new WebAssembly.Memory({ initial: pages, maximum: pages })
+    this.#wasm = new WebAssembly.Instance(module, { env: { memory } }).exports as unknown as GemmExports
+    this.#f32 = new Float32Array(memory.buffer)
+    this.#f64 = new Float64Array(memory.buffer)
+    this.#i32 = new Int32Array(memory.buffer)
   }
 
   gemm(options: GemmOptions): void {
@@ -106,14 +140,14 @@ export class WasmKernels implements Kernels {
     for (let first = 0; first < rows; first += lines) {
       const count = Math.min(lines, rows - first)
       if (!transposeA) {
-        this.#workspace.copyIn(a, (row + first) * k + start, k, count, depth, STAGING_START)
+        this.#copyIn(a, (row + first) * k + start, k, count, depth, STAGING_START)
         this.#wasm.packLeft(size, STAGING_START, depth * size, true, first, count, rows, depth, LEFT_START)
         continue
       }
       const padded = roundUp(rows, multiple)
       for (let p = 0; p < depth; p += DEPTH) {
         const slab = Math.min(DEPTH, depth - p)
-        this.#workspace.copyIn(a, (start + p) * m + row + first, m, slab, count, STAGING_START)
+        this.#copyIn(a, (start + p) * m + row + first, m, slab, count, STAGING_START)
         this.#wasm.packLeft(
           size,
           STAGING_START,
@@ -129,18 +163,43 @@ export class WasmKernels implements Kernels {
     }
   }
 
+  /** Copies the right operand in, and C if it is added to, and writes the job that `multiply` reads. */
   #prepare(part: Part, block: Block): void {
     const { rows, column, columns } = block
     const { n, k, b, transposeB, out, alpha, accumulates, start, depth } = part
-    if (transposeB) this.#workspace.copyIn(b, column * k + start, k, columns, depth, RIGHT_START)
-    else this.#workspace.copyIn(b, start * n + column, n, depth, columns, RIGHT_START)
+    if (transposeB) this.#copyIn(b, column * k + start, k, columns, depth, RIGHT_START)
+    else this.#copyIn(b, start * n + column, n, depth, columns, RIGHT_START)
     if (accumulates) this.#moveC(part, block, 'in')
-    const job = { rows, columns, depth, isRightContiguous: transposeB, accumulates, alpha }
-    this.#workspace.writeJob(out.BYTES_PER_ELEMENT, job)
+    const fields = [LEFT_START, RIGHT_START, PACKED_START, C_START, rows, columns, depth]
+    const size = out.BYTES_PER_ELEMENT
+    this.#i32.set([...fields, Number(transposeB), size, Number(accumulates)], JOB_START / 4)
+    this.#f64[JOB_START / 8 + 5] = alpha
   }
 
-  /** Copies a block of C into the memory or back. */
-  #moveC({ n, out }: Part, { row, rows, column, columns }: Block, way: Way): void {
-    this.#workspace.moveC(rows, columns, { matrix: out, start: row * n + column, stride: n }, way)
+  #elements(like: FloatArray): FloatArray {
+    return like instanceof Float64Array ? this.#f64 : this.#f32
+  }
+
+  #copyIn(from: FloatArray, start: number, stride: number, rows: number, columns: number, address: number): void {
+    const to = this.#elements(from)
+    let at = address / to.BYTES_PER_ELEMENT
+    if (columns === stride) {
+      to.set(from.subarray(start, start + rows * columns), at)
+      return
+    }
+    for (let i = 0; i < rows; i++, start += stride, at += columns) to.set(from.subarray(start, start + columns), at)
+  }
+
+  /** Copies a block of C into the memory or back. There, its rows are padded to whole tiles. */
+  #moveC({ n, out }: Part, { row, rows, column, columns }: Block, way: 'in' | 'out'): void {
+    const c = this.#elements(out)
+    const padded = roundUp(columns, 32 / out.BYTES_PER_ELEMENT)
+    const isWhole = columns === n && columns === padded
+    const [count, length] = isWhole ? [1, rows * columns] : [rows, columns]
+    let at = C_START / out.BYTES_PER_ELEMENT
+    for (let i = 0, to = row * n + column; i < count; i++, to += n, at += padded) {
+      if (way === 'in') c.set(out.subarray(to, to + length), at)
+      else out.set(c.subarray(at, at + length), to)
+    }
   }
 }
