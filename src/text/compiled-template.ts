@@ -1,5 +1,5 @@
 // Compiles chat templates (Jinja) with @huggingface/jinja, and adds: a limit on work, strip, lstrip and rstrip with an
-// argument, replace with a count, line ends of every system, and marks for the {% generation %} tags of transformers.
+// argument, line ends of every system, and marks for the {% generation %} tags of transformers.
 
 import { attempt, DataError, FormatError, messageOf } from '../base/errors.js'
 import type { Span } from './added-tokens.js'
@@ -188,7 +188,7 @@ function runnerOf({ Template, Environment, Interpreter }: Jinja): (program: Node
     override evaluate(node: Node | undefined, environment: object): RuntimeValue {
       this.#spend(1)
       if (node?.type === 'For') this.#looped.add((node.iterable as Node).lhs ?? node.iterable)
-      const result = this.#method(node, environment) ?? super.evaluate(node, environment)
+      const result = this.#stripped(node, environment) ?? super.evaluate(node, environment)
       const { value } = result
       if (typeof value === 'string') {
         this.#objects.delete(node!)
@@ -213,17 +213,14 @@ function runnerOf({ Template, Environment, Interpreter }: Jinja): (program: Node
       return isJoined && [left, right].some((side) => this.#objects.has(side as Node))
     }
 
-    /** Runs Python's string methods. The library ignores the argument of strip and the count of replace. */
-    #method(node: Node | undefined, environment: object): RuntimeValue | undefined {
-      const call = methodCall(node)
+    /** Runs Python's strip, lstrip and rstrip. The library ignores their argument. */
+    #stripped(node: Node | undefined, environment: object): RuntimeValue | undefined {
+      const call = stripCall(node)
       if (call === undefined) return undefined
       const text = this.evaluate(call.text, environment)
-      const values = call.args.map((argument) => {
-        const isNamed = argument.type === 'KeywordArgumentExpression'
-        return this.evaluate(isNamed ? (argument.value as Node) : argument, environment).value
-      })
+      const characters = this.evaluate(call.characters, environment)
       const StringValue = text.constructor as new (value: string) => RuntimeValue
-      return new StringValue(METHODS[call.name](text.value as string, ...(values as [string, string, number])))
+      return new StringValue(STRIPS[call.name](text.value as string, characters.value as string))
     }
 
     #spend(work: number): void {
@@ -284,23 +281,20 @@ function withMarks(template: string): string {
   })
 }
 
-const METHODS = {
+const STRIPS = {
   strip: (text: string, characters: string) => stripStart(stripEnd(text, characters), characters),
   lstrip: stripStart,
   rstrip: stripEnd,
-  replace,
 }
 
-/** Reads `x.strip(y)`, `x.replace(y, z)` or `x | replace(y, z)`. Calls without arguments are left to the library. */
-function methodCall(node: Node | undefined): { name: keyof typeof METHODS; text: Node; args: Node[] } | undefined {
-  const filter = node?.type === 'FilterExpression' ? (node.filter as Node) : undefined
-  const { type, callee, args } = (filter ?? node ?? {}) as { type?: string; callee?: Node; args?: Node[] }
-  if (type !== 'CallExpression' || callee === undefined || args === undefined || args.length === 0) return undefined
-  const isMethod = filter === undefined && callee.type === 'MemberExpression' && callee.computed !== true
-  const name = (isMethod ? (callee.property as Node) : callee).value as string
-  const isKnown = isMethod ? Object.hasOwn(METHODS, name) : filter !== undefined && name === 'replace'
-  if (!isKnown) return undefined
-  return { name: name as keyof typeof METHODS, text: (isMethod ? callee.object : node!.operand) as Node, args }
+/** Reads `x.strip(y)`. Calls without arguments are left to the library. */
+function stripCall(node: Node | undefined): { name: keyof typeof STRIPS; text: Node; characters: Node } | undefined {
+  const { type, callee, args } = (node ?? {}) as { type?: string; callee?: Node; args?: Node[] }
+  if (type !== 'CallExpression' || callee?.type !== 'MemberExpression' || callee.computed === true) return undefined
+  const name = (callee.property as Node).value as string
+  const [characters] = args ?? []
+  if (!Object.hasOwn(STRIPS, name) || characters === undefined) return undefined
+  return { name: name as keyof typeof STRIPS, text: callee.object as Node, characters }
 }
 
 function stripStart(text: string, characters: string): string {
@@ -313,14 +307,4 @@ function stripEnd(text: string, characters: string): string {
   let end = text.length
   while (end > 0 && characters.includes(text[end - 1])) end--
   return text.slice(0, end)
-}
-
-function replace(text: string, from: string, to: string, count?: number | null): string {
-  if ([text, from, to].some((value) => typeof value !== 'string')) throw new Error('replace() takes texts')
-  const limit = typeof count === 'number' && count >= 0 ? count : Number.POSITIVE_INFINITY
-  const parts = from === '' ? ['', ...text, ''] : text.split(from)
-  const replaced = Math.min(limit, parts.length - 1)
-  if (text.length + replaced * to.length > MAX_SIZE) throw new RangeError(`a text of more than ${MAX_SIZE} characters`)
-  const rest = parts.slice(replaced).join(from)
-  return replaced === 0 ? text : `${parts.slice(0, replaced).join(to)}${to}${rest}`
 }
