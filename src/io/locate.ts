@@ -28,16 +28,11 @@ export async function locateAtUrl(folder: UrlDirectory): Promise<Place> {
   if (!FILES.test(url.pathname)) return { directory: folder, file: undefined }
   const parts = url.pathname.slice(1).split('/')
   const at = (count: number) => {
-    url.pathname = parts
-      .slice(0, count)
-      .map((part) => `${part}/`)
-      .join('')
+    url.pathname = `${parts.slice(0, count).join('/')}/`
     return folder.at(url.href)
   }
-  return locateFile(
-    at,
-    parts.map((part) => decoded(part) ?? part),
-  )
+  const names = parts.map((part) => decoded(part) ?? part)
+  return locateFile(at, names)
 }
 
 async function locateFile(at: (count: number) => Directory, parts: readonly string[]): Promise<Place> {

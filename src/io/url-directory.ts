@@ -28,8 +28,8 @@ const KNOWN_FILES = [
   ...'generation_config.json model.onnx model.safetensors model.safetensors.index.json'.split(' '),
   ...'special_tokens_map.json tokenizer.json tokenizer_config.json'.split(' '),
 ]
-/** Folders that we look for, each with the files that show that it exists. */
-const KNOWN_FOLDERS = { onnx: ['model.onnx', 'model_fp16.onnx', 'model_quantized.onnx', 'model_q4.onnx'] }
+/** Files that show that there is a folder onnx/. */
+const GRAPHS = ['model.onnx', 'model_fp16.onnx', 'model_quantized.onnx', 'model_q4.onnx']
 /** Statuses for missing files. Some storage answers 403 if you may not list its files. */
 const ABSENT = [403, 404, 410]
 
@@ -68,13 +68,8 @@ export class UrlDirectory extends ReadOnlyDirectory implements Directory {
   }
 
   async folders(): Promise<string[]> {
-    const found = await Promise.all(
-      Object.entries(KNOWN_FOLDERS).map(async ([folder, files]) => {
-        const has = await Promise.all(files.map((file) => this.has(`${folder}/${file}`)))
-        return has.includes(true) ? [folder] : []
-      }),
-    )
-    return found.flat()
+    const has = await Promise.all(GRAPHS.map((file) => this.has(`onnx/${file}`)))
+    return has.includes(true) ? ['onnx'] : []
   }
 
   async has(path: string): Promise<boolean> {
