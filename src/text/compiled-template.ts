@@ -155,7 +155,7 @@ function compileJinja(library: Jinja, template: string): CompiledTemplate {
   const run = runnerOf(library)
   return {
     render: (variables) => run(program, variables),
-    marksGeneration: withoutComments(template).search(GENERATION_TAG) >= 0,
+    marksGeneration: hasMarks(program),
   }
 }
 
@@ -263,15 +263,9 @@ function range(from: number, to?: number, step = 1): number[] {
   return Array.from({ length }, (_, i) => start + i * step)
 }
 
-function withoutComments(template: string): string {
-  const parts: string[] = []
-  for (let at = 0; ; ) {
-    const open = template.indexOf('{#', at)
-    const close = open < 0 ? -1 : template.indexOf('#}', open + 2)
-    parts.push(template.slice(at, close < 0 ? undefined : open))
-    if (close < 0) return parts.join('')
-    at = close + 2
-  }
+function hasMarks(program: Node): boolean {
+  const withoutComments = (_: string, node: Node | null) => (node?.type === 'Comment' ? undefined : node)
+  return JSON.stringify(program, withoutComments).includes(OPEN_MARK)
 }
 
 /** Puts marks in place of the generation tags. The blocks around the marks trim white space as the tags would. */

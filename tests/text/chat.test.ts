@@ -208,6 +208,13 @@ describe('loadChatTemplate', () => {
     const marking = await template('{% generation %}{{ messages[0].content }}{% endgeneration %}')
     expect((await refusal(() => marking.render([user('\ufdd0')], {}, 'x'))).message).toContain('U+FDD0')
   })
+
+  it('finds marks in what is rendered, and not in comments', async () => {
+    const mark = '{% generation %}a{% endgeneration %}'
+    const isMarked = async (text: string) => (await template(text)).marksGeneration
+    expect(await isMarked(`{% for m in messages %}{# c #}{% if true %}${mark}{% endif %}{% endfor %}`)).toBe(true)
+    expect(await isMarked(`{# ${mark} #}{% for m in messages %}{{ m.content }}{% endfor %}`)).toBe(false)
+  })
 })
 
 describe('encodeChat', () => {
