@@ -22,13 +22,8 @@ export async function openTrainer(model: Model | Source, options: TrainerOptions
   const resume = options.resume === undefined ? undefined : await openFolder(options.resume, 'resume')
   const open = (opened: Model, closesModel: boolean) => {
     const config = withDefaultTargets(options, opened)
-    return Trainer.open(
-      opened,
-      { ...rest, config, adapter, resume },
-      {
-        ...{ limits: memoryLimits(opened), closesModel, openTarget },
-      },
-    )
+    const surroundings = { limits: memoryLimits(opened), closesModel, openTarget }
+    return Trainer.open(opened, { ...rest, config, adapter, resume }, surroundings)
   }
   if (MODEL.accepts(model)) return open(model as Model, false)
   return closingOnError(await loadModel(model as Source, { dtype }), (opened) => open(opened, true))
