@@ -19,18 +19,13 @@ const originOf = (source: string) => (isUrl(source) ? new URL(source).host : 'th
 const item = (title: string, ...about: string[]) => make('li', {}, make('strong', {}, title), ...about)
 
 export function askAboutLink(
-  open: (
-    model: ModelChoice,
-    name: string,
-    read: () => Promise<LoraAdapter>,
-    from: { link: string; ask: string },
-  ) => Promise<void>,
-): boolean {
+  open: (model: ModelChoice, name: string, adapter: LoraAdapter, from: { link: string; ask: string }) => Promise<void>,
+): void {
   const asked = new URLSearchParams(location.hash.slice(1))
   const [adapter, zip, model, data, gain, ask] = ['adapter', 'zip', 'model', 'data', 'gain', 'ask'].map(
     (name) => asked.get(name)?.trim() ?? '',
   )
-  if (adapter === '') return false
+  if (adapter === '') return
   const offered = MODELS.find(({ choice, name }) => name === model || (choice.kind === 'hub' && choice.id === model))
   const choice: ModelChoice = offered?.choice ?? (model === '' ? { kind: 'bundled' } : { kind: 'hub', id: model })
   const size = offered === undefined ? (model === '' ? MODELS[0].facts : 'size unknown until it loads') : offered.facts
@@ -45,7 +40,7 @@ export function askAboutLink(
     close()
     void guarded('write', 'The adapter cannot be opened', async () => {
       const link = zip !== '' ? `zip:${zip}` : isUrl(adapter) ? adapter : `hf:${adapter.replace(/^hf:/, '')}`
-      await open(choice, name, () => (zip === '' ? loadAdapter(link) : unpacked(zip)), { link, ask })
+      await open(choice, name, await (zip === '' ? loadAdapter(link) : unpacked(zip)), { link, ask })
     })
   }
   panel.replaceChildren(
@@ -64,7 +59,6 @@ export function askAboutLink(
     make('div', { class: 'row' }, button('Open the adapter', agree, { class: 'main' }), button('Not now', close)),
   )
   panel.hidden = false
-  return true
 }
 
 async function unpacked(zip: string): Promise<LoraAdapter> {

@@ -14,7 +14,7 @@ import { ownSentence, setUpOwn } from './own.js'
 import { type Recipe, recipeFor, setUpRecipes, showRecording } from './recipes.js'
 import type { Job } from './runs.js'
 import { isFull, type KeptAdapter, keepAdapter, keptAdapters, openKept } from './store.js'
-import { readJob, setFromRecipe, Trainer } from './train.js'
+import { readJob, Trainer } from './train.js'
 import { nextFree, Writer } from './write.js'
 
 await isolate()
@@ -64,7 +64,7 @@ const models = setUpModels(async (open) => {
   opened = open
 })
 const listKept = setUpKept(async ({ name, job }) => {
-  if (!writer.has(name)) await openBeside(job?.choice, name, () => openKept(name), job?.texts)
+  if (!writer.has(name)) await openBeside(job?.choice, name, await openKept(name), job?.texts)
   if (job !== undefined) showLines({ ...job, name })
 }, showShare)
 
@@ -87,11 +87,11 @@ async function keep(wanted: string, adapter: LoraAdapter, from: Partial<KeptAdap
 async function openBeside(
   choice: ModelChoice | undefined,
   name: string,
-  read: () => Promise<LoraAdapter>,
+  adapter: LoraAdapter,
   texts?: readonly string[],
 ): Promise<void> {
   if (choice !== undefined) await choose(choice)
-  await writer.add(name, await read(), texts)
+  await writer.add(name, adapter, texts)
   byId('write').scrollIntoView()
 }
 
@@ -135,7 +135,7 @@ async function useRecipe(chosen: Recipe): Promise<void> {
   const { id, file, model, task, prompts, settings } = chosen
   const { edits } = trainer.data
   trainer.want(model)
-  for (const [field, value] of Object.entries({ ...settings, name: id })) setFromRecipe(field, String(value))
+  for (const [field, value] of Object.entries({ ...settings, name: id })) inputOf(field).value = String(value)
   if (opened === undefined) writer.tell(KINDS[task ?? ''] ?? 'text')
   const [prompt] = prompts
   if (prompt !== undefined) inputOf('prompt').value = prompt
@@ -178,9 +178,8 @@ const chooseRecipe = setUpRecipes((chosen) => {
 await guarded('train', 'The last run cannot be read', async () => {
   if (!(await trainer.restore())) chooseRecipe('mails')
   await listKept()
-  askAboutLink(async (choice, name, read, { link, ask }) => {
-    const adapter = await read()
-    await openBeside(choice, name, async () => adapter)
+  askAboutLink(async (choice, name, adapter, { link, ask }) => {
+    await openBeside(choice, name, adapter)
     byId('opened').textContent = `The adapter ${name} is open. Compare the model with it and without it:`
     if (ask !== '') inputOf('prompt').value = ask
     await keep(name, adapter, { link })

@@ -77,6 +77,7 @@ export async function keepAdapter(
   const adapterFolder = await folder.getDirectoryHandle(name, { create: true })
   try {
     await saveAdapter(adapter, new HandleDirectory(adapterFolder))
+    // This file is written last, to mark the folder as complete.
     await write(adapterFolder, ABOUT, JSON.stringify(about))
     // The browser may then not clear the adapters by itself when the disk is full.
     void navigator.storage.persist?.()
@@ -115,12 +116,7 @@ export async function removeKept(name: string): Promise<void> {
 }
 
 export async function renameKept(from: string, to: string): Promise<void> {
-  const { files } = await filesOf(await folderOf(from))
-  const renamed = await (await folderAt(ADAPTERS))!.getDirectoryHandle(to, { create: true })
-  const about = files.get(ABOUT)!
-  for (const [name, bytes] of files) if (name !== ABOUT) await write(renamed, name, new Blob([bytes as BlobPart]))
-  // This file is written last, to mark the folder as complete.
-  await write(renamed, ABOUT, new Blob([about as BlobPart]))
+  await keepAdapter(to, await openKept(from), JSON.parse(await textIn(await folderOf(from), ABOUT)))
   await removeKept(from)
 }
 

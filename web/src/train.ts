@@ -362,27 +362,13 @@ async function takeRunHere(): Promise<void> {
   if (!(await takeRun())) throw new Error('Another tab of this page has a run. Go on there, or close that tab.')
 }
 
-let suggested: Readonly<Record<string, string>> = { steps: '60', 'learning-rate': '0.005', 'batch-size': '4' }
-
-/** Sets a field to the value of a recipe. Later suggestions for a task do not replace the value. */
-export function setFromRecipe(id: string, value: string): void {
-  inputOf(id).value = value
-  inputOf(id).dataset.fromRecipe = ''
-}
-
 function suggest({ page: { unit, settings } }: PageTask): void {
   // Pictures are scaled to the size that the model takes, so there is no length to choose.
   byId('length').hidden = unit === 'pictures'
-  const values: Record<string, string> = {
-    steps: String(settings.maxSteps),
-    'learning-rate': String(settings.learningRate),
-    'batch-size': String(settings.batchSize),
-  }
-  for (const [id, value] of Object.entries(values)) {
-    const field = inputOf(id)
-    if (field.dataset.fromRecipe === undefined && field.value === suggested[id]) field.value = value
-  }
-  suggested = values
+  // A field that the visitor or a recipe has set keeps its value.
+  inputOf('steps').defaultValue = String(settings.maxSteps)
+  inputOf('learning-rate').defaultValue = String(settings.learningRate)
+  inputOf('batch-size').defaultValue = String(settings.batchSize)
 }
 
 function rowsOf(pictures: readonly Picture[]): Promise<{ image: Uint8Array; label: string }[]> {
