@@ -146,7 +146,10 @@ export function trlSettings(run: HandedRun): Record<string, unknown> {
   return {
     ...(task === 'grpo' ? rewardSettings(run) : { ...trainingArguments(run), max_length: length, ...methodSettings }),
     dataset_name: 'data',
-    ...modelSettings(run),
+    model_name_or_path: run.base,
+    model_revision: run.config.peftFields.revision ?? 'main',
+    dtype: 'float32',
+    load_in_4bit: false,
     use_peft: true,
     lora_task_type: peft.task_type,
     lora_r: peft.r,
@@ -157,11 +160,6 @@ export function trlSettings(run: HandedRun): Record<string, unknown> {
     use_rslora: peft.use_rslora,
     use_dora: peft.use_dora,
   }
-}
-
-function modelSettings({ base, config }: HandedRun): Record<string, unknown> {
-  const { revision } = config.peftFields
-  return { model_name_or_path: base, model_revision: revision ?? 'main', dtype: 'float32', load_in_4bit: false }
 }
 
 export function scriptOnly({ settings, peft, hasTemplate, rewards }: HandedRun, command: string): string[] {

@@ -99,15 +99,11 @@ function along(data: Uint8Array, outer: number, inner: number, windows: readonly
       for (let c = 0; c < inner; c++) {
         let sum = PRECISION / 2
         for (let i = 0; i < weights.length; i++) sum += data[(o * length + start + i) * inner + c] * weights[i]
-        result[(o * windows.length + at) * inner + c] = clipped(sum)
+        result[(o * windows.length + at) * inner + c] = Math.min(255, Math.max(0, Math.floor(sum / PRECISION)))
       }
     })
   }
   return result
-}
-
-function clipped(sum: number): number {
-  return Math.min(255, Math.max(0, Math.floor(sum / PRECISION)))
 }
 
 /** Windows of the nearest pixel alone. */

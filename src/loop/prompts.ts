@@ -67,6 +67,8 @@ export async function trainOnPrompts<T extends Written>(
   on.stage?.('encode')
   const plan = await promptSteps(given, iterations)
   const { rows, promptsPerStep, stepsPerEpoch, totalSteps } = plan
+  const facts = new DataFacts()
+  for (const { row } of rows) facts.add(row, false)
   on.stage?.('prepare')
   return withRunPlace(await placeOf(given), async (place) => {
     const { task: open } = promptTask
@@ -103,7 +105,7 @@ export async function trainOnPrompts<T extends Written>(
       const report = await runLessons(inner, lessons, {
         ...{ task, settings, out: place, keepState, signal, memoryUse, wait, on },
         record: sources && runRecord(given, sources, { settings, config: adapter.config }),
-        card: { options: given, sources, task, use: causalLm.use, adapter, settings, facts: factsOf(rows) },
+        card: { options: given, sources, task, use: causalLm.use, adapter, settings, facts },
         page,
         facts: { ...inner.parts, ...about },
       })
@@ -115,12 +117,6 @@ export async function trainOnPrompts<T extends Written>(
       await trainer.dispose()
     }
   })
-}
-
-function factsOf(rows: readonly PromptRow[]): DataFacts {
-  const facts = new DataFacts()
-  for (const { row } of rows) facts.add(row, false)
-  return facts
 }
 
 /** Reads the prompts of a run and counts its steps. `iterations`: how many steps use the same texts. */

@@ -21,7 +21,7 @@ import { NextTokens, PROBED_TARGETS, probeTargets, rowFeeds, targetsLength } fro
 import type { PicturedExample, PictureEncoder } from './pictures/encoder.js'
 import { type PicturedRecord, parsePictured } from './pictures/row-images.js'
 import type { EncodeContext, Encoded, Examples, OpenTask, Question, Task, TaskUse } from './task.js'
-import { padded, predictedRows, tokenBatch, tokenProbe } from './token-batch.js'
+import { predictedRows, tokenBatch, tokenProbe } from './token-batch.js'
 
 export const causalLm: Task<PicturedRecord, PicturedExample> = {
   name: 'causal-lm',
@@ -276,7 +276,7 @@ export class CausalLm extends NextTokens<Example> implements OpenTask<PicturedEx
       ...this.#inputs.feeds({ ...tokens, positionIds: packed?.positionIds }),
       ...this.#inputs.emptyCache(ids.length),
       ...(packed && { [RECORDS]: { type: 'int32', data: packed.records, dims: [ids.length, length] } as const }),
-      ...targetFeeds(padded(labels, length, IGNORED), length),
+      ...targetFeeds(labels, length),
     }
   }
 
@@ -300,15 +300,16 @@ function recordsOf(examples: readonly (Example & Partial<PackedExample>)[], leng
   return { records, positionIds }
 }
 
-/** Feeds the rows that have a target: position i predicts label i + 1 of its row. `labels`: (rows, length). */
-function targetFeeds(labels: ArrayLike<number>, length: number): Feeds {
+/** Feeds the rows that have a target: position i predicts label i + 1 of its row, which has `length` positions. */
+function targetFeeds(labels: readonly Int32Array[], length: number): Feeds {
   const rows: number[] = []
   const targets: number[] = []
-  for (let i = 0; i < labels.length - 1; i++) {
-    const isLast = (i + 1) % length === 0
-    if (isLast || labels[i + 1] < 0) continue
-    targets.push(labels[i + 1])
-    rows.push(i)
+  for (const [row, list] of labels.entries()) {
+    for (let i = 1; i < list.length; i++) {
+      if (list[i] === IGNORED) continue
+      targets.push(list[i])
+      rows.push(row * length + i - 1)
+    }
   }
   if (rows.length === 0) throw new DataError({ where: 'batch', what: 'no position has a target' })
   return rowFeeds(rows, targets)

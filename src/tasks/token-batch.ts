@@ -12,7 +12,7 @@ import type { Span } from '../text/added-tokens.js'
 import { checkVocabulary } from '../text/tokenizer.js'
 import { encodeWords } from '../text/words.js'
 
-export function padded(lists: readonly ArrayLike<number>[], length: number, fill: number): Int32Array {
+function padded(lists: readonly ArrayLike<number>[], length: number, fill: number): Int32Array {
   const result = new Int32Array(lists.length * length).fill(fill)
   lists.forEach((list, row) => void result.set(list, row * length))
   return result

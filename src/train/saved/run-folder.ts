@@ -159,7 +159,8 @@ export async function writeState(directory: Directory, names: readonly string[],
 export function readState(directory: Directory, names: readonly string[], check: (run: RunState) => void) {
   return withSource(directory, STATE_FILE, async (source) => {
     const file = await parseSafetensorsHeader(source)
-    const run = parseRun(file.metadata.run, source.name)
+    const run = jsonIn(file.metadata.run)
+    if (!isRunState(run)) throw new FormatError({ where: source.name, what: 'not the state of a training run' })
     check(run)
     const read = async (part: string): Promise<Float32Array[]> => {
       const arrays: Float32Array[] = []
@@ -175,12 +176,6 @@ export function readState(directory: Directory, names: readonly string[], check:
     }
     return { engine, run }
   })
-}
-
-function parseRun(text: string | undefined, where: string): RunState {
-  const run = jsonIn(text)
-  if (isRunState(run)) return run
-  throw new FormatError({ where, what: 'not the state of a training run' })
 }
 
 function isRunState(value: unknown): value is RunState {
