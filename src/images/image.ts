@@ -1,7 +1,7 @@
 // Pictures in memory, and where they come from.
 
 import { DataError, LowrankError, messageOf } from '../base/errors.js'
-import { isObject } from '../base/options.js'
+import { objectOf } from '../base/options.js'
 
 /** A picture: rows from the top, pixels from the left, and red, green and blue of each pixel, from 0 to 255. */
 export interface RgbImage {
@@ -30,7 +30,7 @@ export interface Pixels {
 }
 
 export function pixelsOf(image: unknown, where: string): Pixels {
-  const { data, width, height } = (isObject(image) ? image : {}) as unknown as RgbImage
+  const { data, width, height } = objectOf(image) as unknown as RgbImage
   const isLength = (value: unknown) => Number.isSafeInteger(value) && (value as number) > 0
   const channels = isLength(width) && isLength(height) && data ? data.length / (width * height) : 0
   const isList = Array.isArray(data) || ArrayBuffer.isView(data)

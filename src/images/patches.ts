@@ -1,7 +1,7 @@
 // Patches for Qwen2-VL and its successors, in transformers' sizes and order (image_processing_pil_qwen2_vl.py).
 
 import { DataError } from '../base/errors.js'
-import { isObject } from '../base/options.js'
+import { objectOf } from '../base/options.js'
 import { halfToEven } from '../base/tensor.js'
 import type { Pixels } from './image.js'
 import { isCount, type PreprocessorConfig, refuse, type Size, scalingOf, writePlanes } from './preprocessor-config.js'
@@ -78,7 +78,7 @@ function sizeOf({ width, height }: Size, factor: number, config: PreprocessorCon
       got: `${width} x ${height} pixels`,
     })
   }
-  const size = isObject(config.size) ? config.size : {}
+  const size = objectOf(config.size)
   const least = config.min_pixels ?? size.shortest_edge ?? size.min_pixels ?? DEFAULTS.least
   const most = config.max_pixels ?? size.longest_edge ?? size.max_pixels ?? DEFAULTS.most
   if (!isCount(least) || !isCount(most)) {

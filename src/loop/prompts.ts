@@ -1,7 +1,7 @@
 // Runs in which the model writes texts for prompts and learns from them.
 
 import { DataError } from '../base/errors.js'
-import { isObject } from '../base/options.js'
+import { isObject, objectOf } from '../base/options.js'
 import { Random } from '../base/random.js'
 import { readRows } from '../data/read-rows.js'
 import type { Prompt } from '../infer/session.js'
@@ -155,7 +155,7 @@ async function promptsOf({ data, columns }: TrainInput): Promise<PromptRow[]> {
  * answer, it is the wanted one.
  */
 export function promptOf(row: unknown, where: string): PromptRow {
-  const record = isObject(row) ? row : {}
+  const record = objectOf(row)
   const { question, messages = typeof question === 'string' ? [{ role: 'user', content: question }] : undefined } =
     record
   const { prompt = messages } = record

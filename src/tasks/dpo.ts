@@ -4,7 +4,7 @@
 
 import { counted, DataError } from '../base/errors.js'
 import { commonLength } from '../base/group.js'
-import { isObject } from '../base/options.js'
+import { isObject, objectOf } from '../base/options.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
@@ -193,7 +193,7 @@ function fromOpenAi(row: Fields): Fields {
 }
 
 function parseAnswerPair(row: unknown, where: string): AnswerPair {
-  const record = fromOpenAi(isObject(row) ? row : {})
+  const record = fromOpenAi(objectOf(row))
   const isList = NAMES.map((name) => Array.isArray(record[name]))
   const isAnswer = NAMES.map((name, i) => isList[i] || typeof record[name] === 'string')
   const { prompt = null } = record

@@ -2,7 +2,7 @@
 // does it. The loss compares all vectors of a step, so a step takes two passes.
 
 import { ConfigError, DataError, UnsupportedError } from '../base/errors.js'
-import { isObject } from '../base/options.js'
+import { objectOf } from '../base/options.js'
 import { joinedUp } from '../base/tensor.js'
 import { appendDense } from '../graph/dense-layer.js'
 import { encoderInputs } from '../graph/inputs/tokens.js'
@@ -111,7 +111,7 @@ export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
 }
 
 function parseRelatedTexts(row: unknown, where: string): RelatedTexts {
-  const record = isObject(row) ? row : {}
+  const record = objectOf(row)
   const refuse = (what: string, got: string) =>
     new DataError({
       where,

@@ -1,7 +1,7 @@
 // Image classification: labels or a number for a picture. Examples hold the bytes of pictures in the model's size.
 
 import { DataError } from '../base/errors.js'
-import { isObject } from '../base/options.js'
+import { objectOf } from '../base/options.js'
 import { PIXELS } from '../graph/inputs/family.js'
 import { checkImageInputs, imageFeeds } from '../graph/inputs/images.js'
 import type { Model } from '../graph/model-folder.js'
@@ -47,7 +47,7 @@ export const imageClassification: Task<LabeledImage, ImageExample, LabelOptions>
   ...labelParts('image', imageInputs),
 
   parse(row, where) {
-    const { image, label: given, labels } = isObject(row) ? row : {}
+    const { image, label: given, labels } = objectOf(row)
     const label = targetOf(given ?? labels)
     if (isImageSource(image) && label !== undefined) return { image, label, where }
     throw new DataError({

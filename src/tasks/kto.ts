@@ -3,7 +3,7 @@
 // weight·(1 − σ(±β·(log ratio − KL))); the KL is estimated from answers paired with the wrong prompt of the batch.
 
 import { DataError } from '../base/errors.js'
-import { isObject } from '../base/options.js'
+import { objectOf } from '../base/options.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
 import type { Model } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
@@ -80,7 +80,7 @@ export const kto: Task<JudgedRow, JudgedExample, KtoOptions> = {
   check: (model) => causalLm.check(model),
 
   parse(row, where) {
-    const { label, prompt, completion } = isObject(row) ? row : {}
+    const { label, prompt, completion } = objectOf(row)
     const isWanted = typeof label === 'string' ? { true: true, false: false }[label.toLowerCase()] : label
     if (typeof isWanted !== 'boolean' || prompt === undefined || completion === undefined) {
       throw new DataError({

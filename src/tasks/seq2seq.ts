@@ -2,7 +2,7 @@
 // target counts, including the one that ends it. The loss is the cross-entropy in nats per token.
 
 import { DataError, UnsupportedError } from '../base/errors.js'
-import { isObject } from '../base/options.js'
+import { isObject, objectOf } from '../base/options.js'
 import { joinedFeeds } from '../graph/inputs/encoder-decoder.js'
 import { inputFamily, OF_DECODER } from '../graph/inputs/family.js'
 import { type Model, requireTokenizer, startToken } from '../graph/model-folder.js'
@@ -174,7 +174,7 @@ const TARGETS = ['target', 'output', 'label', 'summary', 'highlights', 'translat
 const RENAME = "Name your fields, as in `columns: { text: 'article', target: 'summary' }`"
 
 function parseTextPair(row: unknown, where: string): TextPair {
-  const record = isObject(row) ? row : {}
+  const record = objectOf(row)
   const isThere = (name: string) => record[name] !== undefined && record[name] !== null
   const isInstruction = isThere('instruction')
   const sources = isInstruction ? ['instruction'] : TEXTS.filter(isThere)

@@ -1,7 +1,7 @@
 // A label, several, or a number for a text or a pair of texts, by a head that is trained whole.
 
 import { DataError } from '../base/errors.js'
-import { isObject } from '../base/options.js'
+import { objectOf } from '../base/options.js'
 import type { Model } from '../graph/model-folder.js'
 import { fieldsOf } from '../text/records.js'
 import type { HeadBase } from './heads/heads.js'
@@ -50,7 +50,7 @@ export const textClassification: Task<LabeledText, LabeledExample, LabelOptions>
 }
 
 function parseLabeledText(row: unknown, where: string): LabeledText {
-  const record = isObject(row) ? row : {}
+  const record = objectOf(row)
   const { text, textPair } = record
   const label = targetOf(record.label ?? record.labels)
   const isPair = textPair === undefined || textPair === null || typeof textPair === 'string'

@@ -1,7 +1,7 @@
 // A tag for each word (IOB2), by a head that is trained whole. The loss is over the first token of each word.
 
 import { ConfigError, DataError } from '../base/errors.js'
-import { isObject } from '../base/options.js'
+import { objectOf } from '../base/options.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
 import type { Model } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
@@ -176,7 +176,7 @@ export interface TaggedText {
 }
 
 export function parseTaggedText(row: unknown, where: string): TaggedText {
-  const record = isObject(row) ? row : {}
+  const record = objectOf(row)
   const words = record.tokens ?? record.words
   const tags = record.tags ?? record.ner_tags
   const entities = record.entities ?? record.spans
@@ -250,7 +250,7 @@ function markedText(text: string, given: readonly unknown[], where: string): Tag
 }
 
 function entityOf(entity: unknown, text: string, where: string) {
-  const { start, end, label } = isObject(entity) ? entity : {}
+  const { start, end, label } = objectOf(entity)
   if (!isCount(start) || !isCount(end) || typeof label !== 'string' || label === '') {
     throw new DataError({
       where,

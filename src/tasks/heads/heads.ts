@@ -2,7 +2,7 @@
 // the head of a model.
 
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
-import { isObject } from '../../base/options.js'
+import { objectOf } from '../../base/options.js'
 import { formatShape } from '../../base/tensor.js'
 import type { HeadForm, HeadLayer } from '../../families/family.js'
 import { findLinears, type Linear } from '../../graph/match/linears.js'
@@ -20,7 +20,7 @@ export interface HeadBase {
 }
 
 export function namedLabels({ id2label }: HeadBase['config']): string[] {
-  const named = Object.entries(isObject(id2label) ? id2label : {})
+  const named = Object.entries(objectOf(id2label))
   return named.sort(([a], [b]) => Number(a) - Number(b)).map(([, label]) => String(label))
 }
 
