@@ -2,7 +2,7 @@
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { endOfTurn } from '../../src/infer/generate/messages.js'
+import { encodeReply, endOfTurn } from '../../src/infer/generate/messages.js'
 import { TextRow } from '../../src/infer/generate/text-row.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import { ConfigError, DataError, FormatError, type Model } from '../../src/node.js'
@@ -120,9 +120,21 @@ describe('the end of a turn', () => {
       { endIds: [], stops: ['\n\n### user:'] },
     ],
     ['nothing', '{% for m in messages %}{{ m.content }}\n{% endfor %}', { endIds: [], stops: [] }],
+    [
+      'a template that writes the last message alone',
+      'Translate this:\n{{ messages[-1].content }}\nTranslation:',
+      { endIds: [], stops: [] },
+    ],
     ['a template that takes no such chat', "{{ raise_exception('no') }}", { endIds: [], stops: [] }],
   ])('%s', async (_, text, expected) => {
     expect(endOfTurn(await template(text), undefined, tokenizer())).toEqual(expected)
+  })
+
+  it('a reply to an answer that the template leaves out is refused', async () => {
+    const reply = [{ role: 'user', content: 'And then?' }]
+    const chatTemplate = '{{ messages[-1].content }}'
+    await expect(encodeReply(model, reply, { chatTemplate })).rejects.toThrow(/leaves out earlier answers/)
+    expect(model.tokenizer!.decode(await encodeReply(model, reply, { chatTemplate: TEMPLATE }))).toContain('And then?')
   })
 })
 

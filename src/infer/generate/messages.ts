@@ -85,7 +85,11 @@ export async function encodeReply(
     { role: 'assistant', content: PROBED_ANSWER },
   ]
   const { text } = template.render([...answered, ...reply], { args, addGenerationPrompt: true }, 'reply')
-  const after = text.slice(text.indexOf(PROBED_ANSWER) + PROBED_ANSWER.length)
+  const [, after] = text.split(PROBED_ANSWER)
+  if (after === undefined) {
+    const what = 'the chat template leaves out earlier answers, so a chat cannot go on in one text'
+    throw new FormatError({ where: model.directory.name, what })
+  }
   return requireTokenizer(model).encode(after, { specialTokens: false })
 }
 
@@ -100,9 +104,9 @@ export function endOfTurn(
   const probe = [question('a'), { role: 'assistant', content: PROBED_ANSWER }, question(PROBED_QUESTION)]
   const options = { args, addGenerationPrompt: false }
   const { value: text } = attempt(() => template.render(form(probe), options, 'end of turn').text)
-  if (text === undefined) return { endIds: [], stops: [] }
-  const start = text.indexOf(PROBED_ANSWER) + PROBED_ANSWER.length
-  const between = text.slice(start, text.indexOf(PROBED_QUESTION))
+  const between = text?.split(PROBED_QUESTION)[0].split(PROBED_ANSWER)[1]
+  // The template refuses such chats, or writes their last messages alone.
+  if (between === undefined) return { endIds: [], stops: [] }
   const ids = tokenizer.encode(between, { specialTokens: false })
   const isSpecial = (id: number) =>
     tokenizer.decode([id]) === '' && tokenizer.decode([id], { specialTokens: true }).trim() !== ''
