@@ -5,7 +5,6 @@ import { elementCount } from '../../base/tensor.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
 import { create, toBinary } from '../../formats/onnx/protobuf.js'
 import {
-  byteLengthOf,
   DataType,
   dimsOf,
   GraphProtoSchema,
@@ -21,7 +20,7 @@ import {
 import type { Feeds, RuntimeSession, RuntimeTensor, TensorData } from '../../runtime/runtime.js'
 import { valueInfo } from '../inject/inject.js'
 import { TYPES } from '../inputs/roles.js'
-import { constantTensor, intAttribute, intsAttribute, makeAttribute } from '../view/attributes.js'
+import { constantTensor, intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
 import { type Graph, readBy } from '../view/graph.js'
 
@@ -47,8 +46,6 @@ export type Answers = Map<string, readonly (Known | undefined)[]>
 const MAX_FLOATS = 64
 /** Constants of up to so many elements are given to an operator unchanged. */
 const MAX_CONSTANT = 1024
-/** Zeros of more elements are made where the operator runs, because sending them takes long. */
-const MAX_SENT = 2 ** 20
 
 /** Operators whose output shape may depend on the content of inputs, from this index on. */
 const STEERED_FROM: Readonly<Record<string, number>> = Object.fromEntries([
@@ -167,8 +164,8 @@ function ruled(node: NodeProto, inputs: ReadonlyMap<Value, Known>): readonly Kno
   const isFlagged = (name: string) => intAttribute(node, name, 0) === 1
   switch (node.opType) {
     case 'MatMul':
-      if (b!.points[0].dims.length !== 2) return undefined
-      return dimsAt((left, right) => [...left.slice(0, -1), right[1]])
+      if (operands.some((operand) => operand!.points[0].dims.length < 2)) return undefined
+      return dimsAt((left, right) => [...broadcast(left, right), left.at(-2)!, right.at(-1)!])
     case 'Gemm':
       return dimsAt((left, right) => [left[isFlagged('transA') ? 1 : 0], right[isFlagged('transB') ? 0 : 1]])
     case 'MatMulNBits':
@@ -180,6 +177,8 @@ function ruled(node: NodeProto, inputs: ReadonlyMap<Value, Known>): readonly Kno
       return dimsAt((dims) =>
         (intsAttribute(node, 'perm') ?? dims.map((_, i) => dims.length - 1 - i)).map((i) => dims[i]),
       )
+    case 'RotaryEmbedding':
+      return dimsAt((dims) => dims)
     case 'Cast':
       return dimsAt((dims) => dims, intAttribute(node, 'to', 0))
     case 'DequantizeLinear':
@@ -187,6 +186,13 @@ function ruled(node: NodeProto, inputs: ReadonlyMap<Value, Known>): readonly Kno
     default:
       return undefined
   }
+}
+
+/** Broadcasts all axes of two shapes except the last two. */
+function broadcast(a: readonly number[], b: readonly number[]): number[] {
+  const [longer, shorter] = a.length >= b.length ? [a, b] : [b, a]
+  const extra = longer.length - shorter.length
+  return longer.slice(0, -2).map((dim, i) => (dim === 1 ? (shorter[i - extra] ?? 1) : dim))
 }
 
 /** Finds shapes and content by running the whole graph. */
@@ -214,15 +220,13 @@ async function run(
   open: OpenModel,
 ): Promise<readonly (Known | undefined)[]> {
   const constants = [...inputs].flatMap(([name, { constant }]) => (constant ? [copyMessage(constant, { name })] : []))
-  const others = [...inputs].filter(([, { constant }]) => constant === undefined)
-  const zeros = others.filter(([, entry]) => isLargeConstant(entry))
-  const fed = others.filter((entry) => !zeros.includes(entry))
+  const fed = [...inputs].filter(([, { constant }]) => constant === undefined)
   if (fed.some(([, { elemType }]) => TYPES[elemType] === undefined)) return []
   const given = node.output.filter((name) => name !== '')
   const graph = create(GraphProtoSchema, {
     name: 'shapes',
-    node: [...zeros.map(([name, entry]) => makeZeros(name, entry)), node],
-    initializer: [...constants, ...zeros.map(([name, entry]) => dimsTensor(name, entry))],
+    node: [node],
+    initializer: constants,
     input: fed.map(([name, { elemType }]) => valueInfo(name, elemType)),
     output: given.map((name) => create(ValueInfoProtoSchema, { name })),
   })
@@ -238,27 +242,6 @@ async function run(
     // Do not await this: there are hundreds of operators.
     session.dispose().catch(() => {})
   }
-}
-
-function isLargeConstant({ elemType, points: [first, second] }: Known): boolean {
-  return isFloatType(elemType) && first === second && elementCount(first.dims) > MAX_SENT
-}
-
-const dimsName = (name: Value) => `${name}/dims`
-
-function dimsTensor(name: Value, { points: [{ dims }] }: Known): TensorProto {
-  const sizes = { dims: [BigInt(dims.length)], int64Data: dims.map(BigInt) }
-  return create(TensorProtoSchema, { name: dimsName(name), dataType: DataType.INT64, ...sizes })
-}
-
-function makeZeros(name: Value, { elemType }: Known): NodeProto {
-  const zero = create(TensorProtoSchema, {
-    dataType: elemType,
-    dims: [1n],
-    rawData: new Uint8Array(byteLengthOf(elemType, [1]) ?? 0),
-  })
-  const attribute = [makeAttribute('value', zero)]
-  return create(NodeProtoSchema, { opType: 'ConstantOfShape', input: [dimsName(name)], output: [name], attribute })
 }
 
 function tensorOf({ elemType, points }: Known, i: 0 | 1, { opType }: NodeProto): RuntimeTensor {
