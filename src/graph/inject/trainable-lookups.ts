@@ -1,7 +1,6 @@
 // Embeddings with branches whose factors are graph inputs: y' = y + s·(A[:, ids])ᵀ·Bᵀ with A (r, V) and Bᵀ (r, D). As
 // in PEFT, no dropout comes before them.
 
-import { MismatchError } from '../../base/errors.js'
 import { DataType } from '../../formats/onnx/tensors.js'
 import type { CustomGradients } from '../gradients/backward.js'
 import type { NamedLayer } from '../match/forms/form.js'
@@ -18,7 +17,6 @@ export function adaptLookups(graph: Graph, lookups: readonly TrainedLookup[], cu
   if (lookups.length === 0) return
   const g = new Builder(graph, 'lora')
   for (const { linear, layer } of matchLayers(findEmbeddings(graph), lookups)) {
-    if (!linear.form.isLookup) throw new MismatchError({ where: layer.name, what: 'not an embedding in this graph' })
     const [weightA, weightB] = [siteInput(layer.name, 'A'), siteInput(layer.name, 'B')]
     const ids = g.reshape(g.cast(linear.input, DataType.INT64), g.int([-1]))
     const low = g.op('Gather', [weightA, ids], { axis: 1 })

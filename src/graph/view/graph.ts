@@ -38,8 +38,7 @@ export class Graph {
 
   /** Edits do not change `model`. {@link Branches} of If are opened. */
   constructor(model: ModelProto) {
-    const proto = model.graph
-    if (proto === undefined) throw new FormatError({ where: 'ONNX model', what: 'it holds no graph' })
+    const proto = model.graph as GraphProto
     this.#model = model
     this.#proto = proto
     this.initializers = new Map(proto.initializer.map((tensor) => [tensor.name, tensor]))
