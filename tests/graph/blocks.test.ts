@@ -170,7 +170,7 @@ describe('on one small model', () => {
       { chosen: answer(5, 6, 7, 8, 9), rejected: answer(5, 6, 9, 4) },
       { chosen: answer(3, 4, 11), rejected: answer(3, 4, 12, 13, 14) },
     ]
-    const task = dpo.open({ onnx: model, padTokenId: 0 } as Model, [])
+    const task = dpo.open({ onnx: model, padTokenId: 0, graphs: {} } as unknown as Model, [])
     const reference = { data: Float32Array.of(-1, -2, -3, -1), dims: [2, 2], type: 'float32' } as const
     task.reference?.({ reference }).forEach((before, i) => void Object.assign(examples[i], { before }))
     const results: RuntimeTensor[][] = []

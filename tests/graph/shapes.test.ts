@@ -57,3 +57,33 @@ describe('shapes by running', () => {
     expect(result.get(places)).toEqual({ dims: [3, 24], second: [3, 140] })
   })
 })
+
+it.each([
+  ['a matrix', [2, 3, 40], [40, 30]],
+  ['experts', [1, 3, 40], [5, 40, 30]],
+  ['all rows and each expert', [2, 1, 3, 40], [5, 40, 30]],
+  ['more axes', [5, 3, 40], [2, 1, 40, 30]],
+  ['as many axes', [2, 5, 3, 40], [2, 5, 40, 30]],
+])('products with large weights have the shapes that a run gives them: %s', async (_, left, right) => {
+  const graph = emptyGraph(17)
+  addInput(graph, 'x', DataType.FLOAT)
+  const count = right.reduce((product, dim) => product * dim, 1)
+  graph.addInitializer(floatTensor('w', DataType.FLOAT, Array(count).fill(1), right))
+  const y = new Builder(graph, 'test').matmul('x', 'w')
+  addOutput(graph, y, DataType.FLOAT)
+  const points = [left, left.with(-2, 7)].map((dims) => {
+    return { x: floats(DataType.FLOAT, Array(dims.reduce((product, dim) => product * dim, 1)).fill(0), dims) }
+  })
+  const opened: ModelProto[] = []
+  const open = (model: ModelProto) => {
+    opened.push(model)
+    return runtime.createSession({ graph: serializeModel(model) })
+  }
+  const shapes = await probeShapes(graph, open, [points[0], points[1]])
+  expect(opened).toEqual([])
+  const session = await open(graph.toModel())
+  for (const [i, axis] of (['dims', 'second'] as const).entries()) {
+    expect(shapes.get(y)?.[axis]).toEqual((await session.run(points[i]))[y].dims)
+  }
+  await session.dispose()
+})

@@ -72,6 +72,5 @@ export function constantWeight(graph: Graph, from: Value, transposed: boolean) {
   const { value, isSwapped, castTo } = sourceOf(graph, from)
   const tensor = graph.constant(value)
   if (tensor === undefined || !FLOATS.includes(tensor.dataType) || tensor.dims.length !== 2) return undefined
-  const name = tensor.name !== '' && graph.initializers.has(tensor.name) ? tensor.name : value
-  return { name, tensor, transposed: transposed !== isSwapped, dataType: castTo ?? tensor.dataType }
+  return { name: value, tensor, transposed: transposed !== isSwapped, dataType: castTo ?? tensor.dataType }
 }
