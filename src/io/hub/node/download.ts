@@ -40,11 +40,11 @@ export async function download(job: Download): Promise<void> {
   return work
 }
 
-async function fill(partial: Partial, job: Download): Promise<void> {
+async function fill(partial: string, job: Download): Promise<void> {
   const { target } = job
   let writer: Writer | undefined
   try {
-    writer = await openWriter(partial.file, job)
+    writer = await openWriter(partial, job)
     const isResumed = writer.received > 0
     checkRoom(job, writer.received)
     await receive(writer, job)
@@ -55,10 +55,12 @@ async function fill(partial: Partial, job: Download): Promise<void> {
     }
     if (!writer.isRight()) throw new DamagedError(job)
     await writer.finish()
-    await rename(partial.file, target)
+    await rename(partial, target)
   } catch (error) {
     await writer?.close()
-    await (error instanceof DamagedError ? partial.remove() : partial.release())
+    // The bytes that have arrived are kept for the next attempt. If they cannot be, it starts again.
+    const end = error instanceof DamagedError ? unlink(partial) : rename(partial, `${target}.lowrank.incomplete`)
+    await end.catch(() => {})
     throw error instanceof FileError || job.connection.signal?.aborted
       ? error
       : fileError(target, 'cannot be written', error)
@@ -134,7 +136,8 @@ async function openWriter(file: string, job: Download) {
         writer.received += bytes.byteLength
       } catch (cause) {
         const { what } = fileError(job.name, 'cannot be kept', cause)
-        const kept = `${writer.received} of ${job.byteLength} bytes`
+        const { size } = await handle.stat()
+        const kept = `${size} of ${job.byteLength} bytes`
         const hint = `Make room in ${path.dirname(job.target)}, or set HF_HOME to another disk; ${kept} are kept, and the next try goes on from there`
         throw new FileError({ where: job.name, what, hint, cause })
       }
@@ -214,38 +217,18 @@ function broken({ name, byteLength }: Download, received: number, cause: unknown
 }
 
 /**
- * The unfinished file of a download, beside its target. Its name tells which process writes it, so two processes never
- * write into one file: each downloads for itself, and the last one's file stays. What a dead process has left is taken
- * over with a rename.
+ * Returns the unfinished file of a download, beside its target, with the bytes that an earlier download left. Its name
+ * tells which process writes it, so two processes never write into one file: each downloads for itself, and the last
+ * one's file stays. What a dead process has left is taken over with a rename.
  */
-class Partial {
-  readonly file: string
-  readonly #free: string
-
-  constructor(target: string) {
-    this.file = `${target}.lowrank-${newToken()}.incomplete`
-    this.#free = `${target}.lowrank.incomplete`
-  }
-
-  /** Keeps the downloaded bytes for the next attempt. Never throws: at worst the next download starts again. */
-  async release(): Promise<void> {
-    await rename(this.file, this.#free).catch(() => {})
-  }
-
-  async remove(): Promise<void> {
-    await unlink(this.file).catch(() => {})
-  }
-}
-
-/** Returns the file to write, with the bytes that an earlier download left. */
-async function claimPartial(target: string): Promise<Partial> {
-  const partial = new Partial(target)
-  await withFileErrors(partial.file, 'cannot be written', async () => {
+async function claimPartial(target: string): Promise<string> {
+  const partial = `${target}.lowrank-${newToken()}.incomplete`
+  await withFileErrors(partial, 'cannot be written', async () => {
     const free = (await findPartials(target)).filter(({ isTaken }) => !isTaken)
     for (const { file } of free.sort((a, b) => b.byteLength - a.byteLength)) {
-      if (await renamed(file, partial.file)) return
+      if (await renamed(file, partial)) return
     }
-    await writeFile(partial.file, '', { flag: 'wx' })
+    await writeFile(partial, '', { flag: 'wx' })
   })
   return partial
 }
