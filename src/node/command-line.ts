@@ -82,7 +82,8 @@ export function readTextFile(file: string): Promise<string> {
 }
 
 /** Reads a chat template. Throws FormatError if it is not valid, so that this shows before a model is loaded. */
-export async function readTemplate(file: string): Promise<string> {
+export async function readChatTemplate(file: string | undefined): Promise<string | undefined> {
+  if (file === undefined) return undefined
   const text = await readTextFile(file)
   await compileChatTemplate({ name: file, texts: new Map([[DEFAULT_TEMPLATE, text]]), specialTokens: {} })
   return text

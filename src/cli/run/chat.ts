@@ -2,11 +2,11 @@
 
 import { createInterface } from 'node:readline'
 import { type AdapterSession, type ChatMessage, LowrankError, type StreamOptions } from '../../index.js'
+import { readChatTemplate } from '../../node/command-line.js'
 import { flags } from '../flags.js'
 import { defineCommand, text, UsageError } from '../options.js'
 import { isAbort } from '../show/interrupt.js'
 import { colors, printable, printableProse, say } from '../show/terminal.js'
-import { readChatTemplate } from './text-files.js'
 import { OUTPUT_OPTIONS, SESSION_OPTIONS, withSession } from './with-session.js'
 
 const { json: _, ...RUN_OPTIONS } = OUTPUT_OPTIONS

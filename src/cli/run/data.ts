@@ -2,10 +2,10 @@
 
 import { counted } from '../../base/errors.js'
 import type { CheckDataOptions, DataReport, PreviewExample } from '../../index.js'
+import { readChatTemplate } from '../../node/command-line.js'
 import { flags } from '../flags.js'
 import { choice, defineCommand, MODEL, RUNS, repeated, text, toggle } from '../options.js'
 import { colors, complain, print, printable, printDocument, say, table, thousands, warn } from '../show/terminal.js'
-import { readChatTemplate } from './text-files.js'
 
 const SHOWN = 20
 const BAR = 40

@@ -2,6 +2,7 @@
 
 import { counted } from '../../base/errors.js'
 import type { AdapterToMerge, EvaluatedModel, EvaluateReport, Interval } from '../../index.js'
+import { readChatTemplate } from '../../node/command-line.js'
 import type { Cell, Report } from '../../report/page.js'
 import { flags } from '../flags.js'
 import { weightedAdapters } from '../manage/merge-options.js'
@@ -9,7 +10,6 @@ import { defineCommand, MODEL, repeated, text, toggle, UsageError } from '../opt
 import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
 import { refusePage, writePage } from '../show/outputs.js'
 import { colors, Progress, print, printable, printDocument, say, table, thousands, warn } from '../show/terminal.js'
-import { readChatTemplate } from './text-files.js'
 import { baseOfAdapter, OUTPUT_OPTIONS, SESSION_OPTIONS } from './with-session.js'
 
 const { allowMissing: _allowMissing, ...SOURCES } = SESSION_OPTIONS

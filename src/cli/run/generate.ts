@@ -10,12 +10,11 @@ import {
   type LoraAdapter,
   type Prompt,
 } from '../../index.js'
-import { readTextFile } from '../../node/command-line.js'
+import { readChatTemplate, readTextFile } from '../../node/command-line.js'
 import { flags } from '../flags.js'
 import { weightedAdapters } from '../manage/merge-options.js'
 import { defineCommand, repeated, text, toggle, UsageError } from '../options.js'
 import { colors, printable, printableProse, printDocument, say } from '../show/terminal.js'
-import { readChatTemplate } from './text-files.js'
 import { OUTPUT_OPTIONS, SESSION_OPTIONS, withSession } from './with-session.js'
 
 interface Result extends Pick<GenerateResult, 'text' | 'tokens' | 'seconds' | 'finish' | 'seed' | 'logprobs'> {

@@ -29,11 +29,10 @@ export async function runRows(
 ): Promise<number> {
   let names: string[] = []
   let added: string[] = []
-  let waiting: TextRow[] = []
-  const flush = async () => {
-    const results = await run(waiting)
+  for await (const rows of groupsOf(rowsOfInput(data!, columns), TOGETHER)) {
+    const results = await run(rows)
     for (const [i, result] of results.entries()) {
-      const { record, where } = waiting[i]
+      const { record, where } = rows[i]
       if (added.length === 0) {
         added = Object.keys(result).map((name) => unusedName(name, record))
         names = [...Object.keys(record), ...added]
@@ -49,14 +48,19 @@ export async function runRows(
       const row = { ...record, ...Object.fromEntries(Object.values(result).map((value, k) => [added[k], value])) }
       process.stdout.write(format === 'csv' ? csvLine(names.map((name) => row[name])) : `${JSON.stringify(row)}\n`)
     }
-    waiting = []
   }
-  for await (const row of rowsOfInput(data!, columns)) {
-    waiting.push(row)
-    if (waiting.length === TOGETHER) await flush()
-  }
-  if (waiting.length > 0) await flush()
   return 0
+}
+
+export async function* groupsOf<Item>(items: AsyncIterable<Item>, size: number): AsyncGenerator<Item[]> {
+  let group: Item[] = []
+  for await (const item of items) {
+    group.push(item)
+    if (group.length < size) continue
+    yield group
+    group = []
+  }
+  if (group.length > 0) yield group
 }
 
 /**

@@ -1,10 +1,12 @@
 // lowrank serve: OpenAI's HTTP routes over one model and many adapters.
 
+import { once } from 'node:events'
 import { basename } from 'node:path'
 import { closing } from '../../base/bytes.js'
 import { isObject } from '../../base/options.js'
 import { requireChatTemplate } from '../../index/model.js'
-import type { LoraAdapter, OpenSessionOptions, SignalLike } from '../../index.js'
+import type { LoraAdapter, OpenSessionOptions } from '../../index.js'
+import { readChatTemplate, readTextFile } from '../../node/command-line.js'
 import type { ApiKey, RequestEntry, ResolveAdapter } from '../../serve/node/entry.js'
 import { checkEarly } from '../early.js'
 import { flags } from '../flags.js'
@@ -29,7 +31,7 @@ import {
 import { interruptible } from '../show/interrupt.js'
 import { showLoad } from '../show/load.js'
 import { colors, print, printable, say, warn } from '../show/terminal.js'
-import { readChatTemplate, readOptions } from './text-files.js'
+import { readOptions } from './text-files.js'
 import { baseOfAdapter } from './with-session.js'
 
 const KEY = '[NAME=]KEY'
@@ -171,7 +173,7 @@ export const serve: Command = defineCommand({
           if (!isLocal && apiKeys.length === 0)
             warn('Everybody who reaches this address can use it: give --api-key KEY')
           const live = quiet ? undefined : showLoad(() => handler.metrics())
-          await aborted(signal)
+          if (!signal.aborted) await once(signal, 'abort')
           live?.()
           await close()
         })
@@ -212,7 +214,6 @@ async function withConfig(file: string, occurrences: readonly Occurrence[]): Pro
 
 async function keysOf(apiKey: readonly string[], adminKey: readonly string[], file: string | undefined) {
   const { parseApiKey } = await import('../../serve/node/entry.js')
-  const { readTextFile } = await import('../../node/command-line.js')
   const { LOWRANK_API_KEY, LOWRANK_ADMIN_KEY } = process.env
   const lines = file === undefined ? [] : (await readTextFile(file)).split(/\r?\n/)
   const texts: [text: string, isAdmin: boolean, flag: string][] = [
@@ -262,9 +263,4 @@ function exampleOf(url: string, model: string, hasKey: boolean, isChat: boolean)
   const body = JSON.stringify({ model, ...asked, max_tokens: 20 })
   const key = hasKey ? ' -H "Authorization: Bearer KEY"' : ''
   return `Try: curl ${url}/v1/${isChat ? 'chat/' : ''}completions -H "Content-Type: application/json"${key} -d '${body}'`
-}
-
-function aborted(signal: SignalLike): Promise<void> {
-  if (signal.aborted) return Promise.resolve()
-  return new Promise((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }))
 }

@@ -3,12 +3,12 @@
 import { counted } from '../../base/errors.js'
 import { askChat, checkAddress, withoutThoughts } from '../../base/post-json.js'
 import type { MessageOfParts } from '../../index.js'
-import { questionsOfInput } from '../../node/command-line.js'
+import { questionsOfInput, readChatTemplate } from '../../node/command-line.js'
 import { flags } from '../flags.js'
 import { ADAPTER, defineCommand, required, text, UsageError } from '../options.js'
 import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
 import { say, warn } from '../show/terminal.js'
-import { readChatTemplate } from './text-files.js'
+import { groupsOf } from './rows.js'
 import { withSession } from './with-session.js'
 
 const TOGETHER = 16
@@ -49,7 +49,7 @@ export const synthesize = defineCommand({
     const scene = system === undefined ? [] : [{ role: 'system', content: system }]
     const writeChats = async (signal: AbortSignal, answersTo: (chats: Chat[]) => Promise<Answer[]>) => {
       let [written, leftOut] = [0, 0]
-      for await (const chats of groupsOf(questionsOfInput(data, columns))) {
+      for await (const chats of groupsOf(questionsOfInput(data, columns), TOGETHER)) {
         signal.throwIfAborted()
         const answers = await answersTo(chats.map((chat) => [...scene, ...chat]))
         for (const [i, { text, isCut }] of answers.entries()) {
@@ -96,14 +96,3 @@ export const synthesize = defineCommand({
     )
   },
 })
-
-async function* groupsOf(chats: AsyncIterable<Chat>): AsyncGenerator<Chat[]> {
-  let group: Chat[] = []
-  for await (const chat of chats) {
-    group.push(chat)
-    if (group.length < TOGETHER) continue
-    yield group
-    group = []
-  }
-  if (group.length > 0) yield group
-}

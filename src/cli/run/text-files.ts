@@ -3,11 +3,7 @@
 
 import { isObject, objectOf } from '../../base/options.js'
 import { ConfigError, FormatError, type TrainOptions } from '../../index.js'
-import { readTemplate, readTextFile } from '../../node/command-line.js'
-
-export async function readChatTemplate(file: string | undefined): Promise<string | undefined> {
-  return file === undefined ? undefined : readTemplate(file)
-}
+import { readTextFile } from '../../node/command-line.js'
 
 export function readRunFile(file: string): Promise<Partial<TrainOptions>> {
   return readOptions(file, 'not the options of a run', 'names with values, such as model, data, out and maxSteps')

@@ -4,6 +4,7 @@ import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { counted } from '../../base/errors.js'
 import type { Source, TrainEvents, TrainOptions, TrainResult } from '../../index.js'
+import { readChatTemplate } from '../../node/command-line.js'
 import { flags } from '../flags.js'
 import {
   ADAPTER,
@@ -20,7 +21,7 @@ import {
 import { showCurve } from '../show/curve.js'
 import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
 import { colors, duration, note, Progress, printable, printDocument, say, thousands, warn } from '../show/terminal.js'
-import { inRunFile, readChatTemplate, readRunFile } from './text-files.js'
+import { inRunFile, readRunFile } from './text-files.js'
 import { baseOfAdapter } from './with-session.js'
 
 const CONFIG_OPTIONS = [
