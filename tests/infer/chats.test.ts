@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { encodeReply, endOfTurn } from '../../src/infer/generate/messages.js'
 import { TextRow } from '../../src/infer/generate/text-row.js'
 import { ModelSession } from '../../src/infer/model-session.js'
-import { ConfigError, DataError, FormatError, type Model } from '../../src/node.js'
+import { ConfigError, DataError, FormatError, MemoryDirectory, type Model } from '../../src/node.js'
 import { compileChatTemplate } from '../../src/text/compiled-template.js'
 import { makeAdapter, openModel } from './models.js'
 
@@ -100,6 +100,20 @@ describe('a chat', () => {
     expect(error).toBeInstanceOf(kind)
     expect((error as Error).message).toMatch(message)
   })
+})
+
+it('a template that could not be read once is read again', async () => {
+  let failures = 1
+  class Flaky extends MemoryDirectory {
+    override async open(file: string) {
+      if (failures-- > 0) throw new Error('no network')
+      return super.open(file)
+    }
+  }
+  const directory = new Flaky({ 'chat_template.jinja': new TextEncoder().encode(TEMPLATE) })
+  const reply = () => encodeReply({ ...model, directory } as Model, [{ role: 'user', content: 'And then?' }], {})
+  await expect(reply()).rejects.toThrow('no network')
+  expect((await reply()).length).toBeGreaterThan(3)
 })
 
 describe('the end of a turn', () => {

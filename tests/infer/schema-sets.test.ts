@@ -75,6 +75,21 @@ describe.skipIf(!isInstalled)('the library takes', () => {
   })
 })
 
+it.skipIf(!isInstalled)('a schema is compiled again after the library could not be opened', async () => {
+  let failures = 1
+  const flaky = {
+    spelling: 'raw',
+    get tokens() {
+      if (failures-- > 0) throw new Error('not now')
+      return vocabulary.tokens
+    },
+  }
+  const grammars = new Grammars(flaky as never)
+  await expect(grammars.start('{"type":"object"}', [256])).rejects.toThrow('not now')
+  const grammar = await grammars.start('{"type":"object"}', [256])
+  grammar.dispose()
+})
+
 const kind = (value: string, more: object = {}) => {
   return { type: 'object', properties: { kind: { const: value }, ...more }, required: ['kind'] }
 }

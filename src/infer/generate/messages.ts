@@ -66,6 +66,7 @@ export function templateOf({ onnx, directory }: Model, text: string | undefined)
   const known = onnx.once(directory, () => new Map<string | undefined, Promise<ChatTemplate | undefined>>())
   const template = known.get(text) ?? loadChatTemplate(directory, text)
   known.set(text, template)
+  template.catch(() => known.delete(text))
   return template
 }
 

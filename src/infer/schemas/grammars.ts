@@ -67,6 +67,7 @@ export class Grammars {
   /** @internal */
   async compile(schema: string): Promise<CompiledGrammar> {
     const compiled = this.#compiled.get(schema) ?? this.#compileNow(schema)
+    compiled.catch(() => this.#compiled.delete(schema))
     this.#compiled.delete(schema)
     this.#compiled.set(schema, compiled)
     for (const [oldest, old] of [...this.#compiled].slice(0, -KEPT)) {
@@ -84,7 +85,6 @@ export class Grammars {
       }
       return await compiler.compileJSONSchema(schema, ...layoutOf(schema))
     } catch (cause) {
-      this.#compiled.delete(schema)
       throw new DataError({ where: 'schema', what: `${PACKAGE} cannot use it`, cause })
     }
   }

@@ -23,7 +23,7 @@ export type Details = Partial<Pick<JobEvent, 'level' | 'data'>>
 
 export class Events {
   readonly #file: string
-  #known: Promise<Set<string>> | undefined
+  #known: Set<string> | undefined
   readonly #turns = new Turns()
 
   constructor(
@@ -41,12 +41,11 @@ export class Events {
 
   /** Adds an event, unless the job has one with this key. */
   tell(key: string, message: string, { level = 'info', data = null }: Details = {}): Promise<void> {
-    this.#known ??= this.#open()
     return this.#turns.take(async () => {
-      const known = await this.#known!
+      this.#known ??= await this.#open()
       const id = `ftevent-${this.id.replace('ftjob-', '')}-${key}`
-      if (known.has(id)) return
-      known.add(id)
+      if (this.#known.has(id)) return
+      this.#known.add(id)
       const about = { id, object: 'fine_tuning.job.event', created_at: seconds() } as const
       const event: JobEvent = { ...about, level, message, type: data === null ? 'message' : 'metrics', data }
       await appendFile(this.#file, `${JSON.stringify(event)}\n`, PRIVATE)
@@ -54,7 +53,7 @@ export class Events {
   }
 
   async #open(): Promise<Set<string>> {
-    const events = await this.list()
+    const events = await readLines<JobEvent>(this.#file)
     // A server that was killed may have written half a line.
     if (existsSync(this.#file) && !(await readFile(this.#file, 'utf8')).endsWith('\n')) {
       await appendFile(this.#file, '\n', PRIVATE)
