@@ -190,7 +190,9 @@ describe('texts', () => {
     rmSync(out, { recursive: true })
   })
 
-  it('takes no chat', async () => {
-    await expect(sessions.t5.generate([{ role: 'user', content: 'Hello' }])).rejects.toThrow(DataError)
+  it('takes no chat, no unknown token, and no empty text', async () => {
+    await expect(sessions.t5.generate([{ role: 'user', content: 'Hello' }])).rejects.toThrow(/takes no chat/)
+    await expect(sessions.t5.generate({ ids: [5, 1_000_000] })).rejects.toThrow(/no token has this id.*got 1000000/)
+    await expect(sessions.t5.generate({ ids: [] })).rejects.toThrow(DataError)
   })
 })

@@ -116,16 +116,13 @@ async function* writeTexts(
       continue
     }
     const where = prompts.length === 1 ? 'prompt' : `prompt ${i + 1}`
-    if (form.encoder !== undefined) {
-      encoded.push((await import('./side-graphs.js')).encodeSource(model, prompt, where))
-      continue
-    }
     const mix = mixes[i] ?? mixes[0]
     const see = (feeds: Feeds) => session.runGraph('vision_encoder', feeds, [mix])
     const code = form.embedding && (await import('../../tasks/pictures/pictures.js'))
     const pictures = code && new code.PromptPictures({ model, decodeImage, see }, images[i], where)
     const recorded = session.chatTemplateOf(mix)
-    encoded.push(await encodePrompt(model, prompt, options, { recorded, pictures, where }))
+    const isSource = form.encoder !== undefined
+    encoded.push(await encodePrompt(model, prompt, options, { recorded, pictures, where, isSource }))
   }
   const requests = await requestsOf(session, form, encoded, mixes, options, isSampled)
   const tokenizer = requireTokenizer(model)

@@ -23,6 +23,8 @@ export interface PromptContext {
   readonly recorded: string | undefined
   readonly pictures: PromptPictures | undefined
   readonly where: string
+  /** True for what the encoder of a model reads: a text, with the end token that the tokenizer adds. */
+  readonly isSource?: boolean
 }
 
 export async function encodeMessages(

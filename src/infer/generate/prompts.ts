@@ -34,14 +34,19 @@ export async function encodePrompt(
   options: ChatOptions,
   context: PromptContext,
 ): Promise<EncodedPrompt> {
-  const { pictures, where } = context
-  const { contextLength, vocabularySize, name } = model
+  const { pictures, where, isSource } = context
+  const { contextLength = Number.POSITIVE_INFINITY, vocabularySize, name } = model
   const tokenizer = requireTokenizer(model)
-  const encoded = isTokens(prompt)
-    ? { ids: prompt.ids, endIds: [], stops: [] }
-    : typeof prompt === 'string'
-      ? { ids: textIds(model, tokenizer, (await pictures?.fill(prompt)) ?? prompt), endIds: [], stops: [] }
-      : await (await import('./messages.js')).encodeMessages(model, prompt, options, context)
+  const isChat = typeof prompt !== 'string' && !isTokens(prompt)
+  if (isChat && isSource) {
+    throw new DataError({ where, what: 'an encoder-decoder takes no chat', expected: 'text', got: 'messages' })
+  }
+  const idsOf = async (text: string) => {
+    return isSource ? tokenizer.encode(text) : textIds(model, tokenizer, (await pictures?.fill(text)) ?? text)
+  }
+  const encoded = isChat
+    ? await (await import('./messages.js')).encodeMessages(model, prompt, options, context)
+    : { ids: typeof prompt === 'string' ? await idsOf(prompt) : prompt.ids, endIds: [], stops: [] }
   const { length } = encoded.ids
   if (length === 0) {
     throw new DataError({
@@ -50,13 +55,11 @@ export async function encodePrompt(
       hint: 'Write at least one character',
     })
   }
-  if (contextLength !== undefined && length >= contextLength) {
-    throw new DataError({
-      where,
-      what: `${NO_ROOM} ${name}`,
-      expected: `fewer than ${contextLength} tokens`,
-      got: `${length}`,
-    })
+  // Nothing is written after a text that an encoder reads, so it may fill the context.
+  const most = isSource ? contextLength : contextLength - 1
+  if (length > most) {
+    const expected = `fewer than ${most + 1} tokens`
+    throw new DataError({ where, what: `${NO_ROOM} ${name}`, expected, got: `${length}` })
   }
   const { vectors } = pictures ?? {}
   pictures?.check(encoded.ids)

@@ -1,37 +1,14 @@
 // Graphs that run in addition to a decoder. An encoder reads a prompt once; the decoder then starts with a first token
 // of its own. An embedding graph makes the vectors for decoders that read vectors instead of tokens.
 
-import { DataError, FileError, UnsupportedError } from '../../base/errors.js'
+import { FileError, UnsupportedError } from '../../base/errors.js'
 import { isCacheInput } from '../../graph/inputs/cache.js'
 import { HIDDEN_STATES, STATES_MASK } from '../../graph/inputs/family.js'
 import { splitInputs, typeOf } from '../../graph/inputs/roles.js'
 import { encoderInputs, VECTORS } from '../../graph/inputs/tokens.js'
-import { type Model, requireTokenizer, startToken } from '../../graph/model-folder.js'
+import { type Model, startToken } from '../../graph/model-folder.js'
 import { type Graph, readGraph } from '../../graph/view/graph.js'
-import { checkVocabulary } from '../../text/tokenizer.js'
-import type { Prompt } from '../session.js'
-import type { EncodedPrompt } from './messages.js'
 import type { EmbeddingForm, EncoderForm } from './text-form.js'
-
-/** Encodes the text that the encoder reads. It keeps the end token that the tokenizer adds. */
-export function encodeSource(model: Model, prompt: Prompt, where: string): EncodedPrompt {
-  const { contextLength = Number.POSITIVE_INFINITY, vocabularySize, name } = model
-  if (typeof prompt !== 'string' && !('ids' in prompt)) {
-    throw new DataError({ where, what: 'an encoder-decoder takes no chat', expected: 'text', got: 'messages' })
-  }
-  const tokenizer = requireTokenizer(model)
-  const ids = typeof prompt === 'string' ? tokenizer.encode(prompt) : prompt.ids
-  if (ids.length === 0 || ids.length > contextLength) {
-    throw new DataError({
-      where,
-      what: ids.length === 0 ? 'it has no tokens, and the tokenizer adds none' : `longer than the context of ${name}`,
-      expected: ids.length === 0 ? 'at least one character' : `at most ${contextLength} tokens`,
-      got: String(ids.length),
-    })
-  }
-  checkVocabulary(ids, { tokenizer, vocabularySize })
-  return { ids, endIds: [], stops: [] }
-}
 
 export async function encoderForm(model: Model, decoder: Graph): Promise<EncoderForm> {
   const { generationConfig, config, padTokenId } = model
