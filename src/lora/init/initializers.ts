@@ -22,6 +22,7 @@ export function firstFactors(
   base?: Matrix,
 ): FactorPair & { biasB?: FloatArray } {
   const { init, rank } = config
+  const where = name === '' ? 'init' : `${name}: init`
   const random = new Random(config.seed, `init/${name}`)
   const fill = (rows: number, columns: number, draw: () => number) => {
     const matrix = zeros(rows, columns, like)
@@ -45,10 +46,14 @@ export function firstFactors(
       return pairAs(drawnOrthogonal(rank, [d, k], random), like)
     case 'pissa':
     case 'olora':
-      return pairAs(fromBase(config, name, base), like)
+      if (base !== undefined) return pairAs(takenFromBase(config, base), like)
+      throw new UnsupportedError({
+        where,
+        what: `${init} starts from the base weight, which this layer does not have`,
+      })
     default:
       throw new ConfigError({
-        where: name === '' ? 'init' : `${name}: init`,
+        where,
         what: 'lowrank does not compute these initial values',
         expected: STARTS.join(', '),
         got: init,
@@ -74,17 +79,6 @@ function drawnOrthogonal(rank: number, [d, k]: readonly [number, number], random
   const right = normals(random, k, rank / 2)
   const left = normals(random, rank / 2, d)
   return orthogonalFactors(square, right, left)
-}
-
-function fromBase(config: LoraConfig, name: string, base: Matrix | undefined): FactorPair {
-  const { init } = config
-  if (base === undefined) {
-    throw new UnsupportedError({
-      where: name === '' ? 'init' : `${name}: init`,
-      what: `${init} starts from the base weight, which this layer does not have`,
-    })
-  }
-  return takenFromBase(config, base)
 }
 
 /** Returns B₀ and A₀ of pissa and olora in f64. They depend only on W. */
