@@ -102,7 +102,7 @@ export class ChunkMerger {
     return factorValues(factor, bytes, base)
   }
 
-  /** Reads the factors for some rows. */
+  /** Reads the factors for some rows. Throws NumericError that names a factor with a value that is not finite. */
   async #readFactors(weight: WeightPlan, row: number, rows: number): Promise<void> {
     const isNew = weight !== this.#current?.weight
     const current = isNew || this.#current === undefined ? this.#open(weight) : this.#current
@@ -115,14 +115,14 @@ export class ChunkMerger {
       const { b, scales } = layer
       const stack = b.slice && (await this.#stackOf(i, b, from))
       const valuesOf = async (range: FactorRange) => {
-        const { slice } = range.factor
-        return slice && stack ? columnsOf(stack, slice, range) : this.#readBlock(range, from)
+        const { slice, name } = range.factor
+        const values = slice && stack ? columnsOf(stack, slice, range) : await this.#readBlock(range, from)
+        if (isAllFinite(values)) return values
+        const got = String(values.find((value) => !Number.isFinite(value)))
+        throw new NumericError({ where: name, what: 'holds a value that is not finite', got })
       }
       if (isNew) for (const range of rightRanges(layer)) this.#putRight(current, i, range, await valuesOf(range))
-      if (isNew && scales !== undefined) {
-        current.scales = await this.#readBlock(wholeRange(scales), from)
-        if (!isAllFinite(current.scales)) throw nonFiniteError(scales, current.scales)
-      }
+      if (isNew && scales !== undefined) current.scales = await valuesOf(wholeRange(scales))
       for (const range of leftRanges(layer, row, rows)) this.#putLeft(current, i, range, await valuesOf(range))
     }
   }
@@ -146,7 +146,6 @@ export class ChunkMerger {
     const base = isConverted ? decodeWeights(input, weight.from) : undefined
     if (base !== undefined) kernel.chunk.set(encodeWeights(base, dtype))
     const job = { dtype, rows, column, columns, left: this.#left, terms: weight.layers } as const
-    if (!isAllFinite(this.#left)) throw leftError(current, this.#left)
     const { baseSquares, deltaSquares, overflows, firstOverflow } = kernel.merge(job)
     if (overflows > 0) throw overflowError(chunk, weight, firstOverflow)
     const merged = kernel.chunk.subarray(0, rows * columns * sizeOf(dtype))
@@ -212,12 +211,11 @@ export class ChunkMerger {
 
   /** Puts a block of the right factor into the kernel: of A (r, k), or of B (d, r), whose rows become its columns. */
   #putRight({ weight, starts }: Current, layer: number, range: FactorRange, values: FloatArray): void {
-    const { factor, row, rows, column, columns } = range
+    const { row, rows, column, columns } = range
     const start = starts[layer]
     const block = weight.layers[layer].isInputMajor
       ? { row: start, rows: columns, column: row, columns: rows, isTransposed: true }
       : { row: start + row, rows, column, columns, isTransposed: false }
-    if (!isAllFinite(values)) throw nonFiniteError(factor, values)
     this.#kernel.putRight({ values, ...block })
   }
 
@@ -298,21 +296,6 @@ function factorValues({ dtype }: Factor, bytes: Uint8Array, base: WeightDtype): 
     ? new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4)
     : decodeWeights(bytes, dtype)
   return inPrecisionOf(base, stored)
-}
-
-function nonFiniteError({ name }: Factor, values: FloatArray): NumericError {
-  return new NumericError({
-    where: name,
-    what: 'holds a value that is not finite',
-    got: String(values.find((value) => !Number.isFinite(value))),
-  })
-}
-
-/** Makes the error for a left factor (rows, Σ r) that is not finite. It names the layer and the factor. */
-function leftError({ weight, rank, starts }: Current, left: FloatArray): NumericError {
-  const column = left.findIndex((value) => !Number.isFinite(value)) % rank
-  const { a, b, isInputMajor } = weight.layers[starts.findLastIndex((start) => start <= column)]
-  return nonFiniteError(isInputMajor ? a : b, left)
 }
 
 /** Converts values to f64 if the base is fp64, else to f32. */
