@@ -4,11 +4,12 @@
 import { closing, type Directory } from '../base/bytes.js'
 import { StateError } from '../base/errors.js'
 import { Steps, type ToolRun } from '../base/progress.js'
-import { F64, type FloatArray, zeros } from '../base/tensor.js'
+import type { FloatArray } from '../base/tensor.js'
 import { copyAs } from '../linalg/product.js'
-import { type Svd, svdOfProduct } from '../linalg/svd.js'
+import { type Svd, svdOfProduct, truncated } from '../linalg/svd.js'
 import type { LoraAdapter } from '../lora/adapter.js'
-import type { FactorPair } from '../lora/delta.js'
+import { padded } from '../lora/delta.js'
+import { balancedFactors } from '../lora/init/decomposed.js'
 import type { PartValues } from '../lora/part.js'
 import { energyOf } from '../lora/spectrum.js'
 import { openForUse } from '../peft/open.js'
@@ -109,23 +110,11 @@ export function closestPairs(
   const rank = Math.max(...found.map(({ svd: { s }, energy }) => chosenRank(s, choice, energy)))
   const norm = Math.sqrt(sum(found.map(({ energy }) => energy)))
   const lost = found.map(({ svd: { s }, energy }) => Math.max(0, energy - energyOf(s)) + energyOf(s, rank))
-  const pairs = found.map(({ svd }) => balancedPair(svd, rank, like))
+  const pairs = found.map(({ svd }) => {
+    const { weightA, weightB } = balancedFactors(truncated(svd, Math.min(rank, svd.s.length)))
+    return padded({ weightA: copyAs(weightA, like), weightB: copyAs(weightB, like) }, rank)
+  })
   return { pairs, rank, norm, error: norm === 0 ? 0 : Math.sqrt(sum(lost)) / norm }
-}
-
-/** B = U·√S (d, rank) and A = √S·Vᵀ (rank, k): equally large factors, so that neither overflows in a 16-bit type. */
-function balancedPair({ u, s, vt }: Svd, rank: number, like: FloatArray): FactorPair {
-  const [d, p] = u.shape
-  const k = vt.shape[1]
-  const used = Math.min(rank, p)
-  const b = zeros(d, rank, F64)
-  const a = zeros(rank, k, F64)
-  for (let j = 0; j < used; j++) {
-    const root = Math.sqrt(s[j])
-    for (let i = 0; i < d; i++) b.data[i * rank + j] = root * u.data[i * p + j]
-    for (let i = 0; i < k; i++) a.data[j * k + i] = root * vt.data[j * k + i]
-  }
-  return { weightA: copyAs(a, like), weightB: copyAs(b, like) }
 }
 
 export function totalError(layers: readonly Pick<RankReport, 'norm' | 'error'>[]): number {

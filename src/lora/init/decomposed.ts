@@ -4,7 +4,7 @@
 import { F64, type Matrix, zeros } from '../../base/tensor.js'
 import { columnsOf, copyAs, product } from '../../linalg/product.js'
 import { qr } from '../../linalg/qr.js'
-import { truncatedSvd } from '../../linalg/svd.js'
+import { type Svd, truncatedSvd } from '../../linalg/svd.js'
 import type { FactorPair } from '../delta.js'
 
 /**
@@ -12,12 +12,16 @@ import type { FactorPair } from '../delta.js'
  * pairs are free.
  */
 export function pissaFactors(weight: Matrix, rank: number, scaling: number): FactorPair {
-  const { u, s, vt } = truncatedSvd(weight, rank)
+  return balancedFactors(truncatedSvd(weight, rank), scaling)
+}
+
+/** Equally large factors with scaling·B·A = U·S·Vᵀ, so that neither overflows in a 16-bit type. */
+export function balancedFactors({ u, s, vt }: Svd, scaling = 1): FactorPair {
   const roots = s.map((value) => Math.sqrt(value / scaling))
   const k = vt.shape[1]
   return {
     weightA: { data: vt.data.map((value, at) => value * roots[Math.floor(at / k)]), shape: vt.shape },
-    weightB: { data: u.data.map((value, at) => value * roots[at % rank]), shape: u.shape },
+    weightB: { data: u.data.map((value, at) => value * roots[at % roots.length]), shape: u.shape },
   }
 }
 
