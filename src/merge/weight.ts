@@ -52,6 +52,8 @@ export class ChunkMerger {
   readonly #kernel: MergeKernel
   /** A merger for each window of a weight: a range of columns with its own layers, kernel and right factor. */
   readonly #inner: ChunkMerger[] = []
+  /** Memory for a part of a factor. It is used again: new memory for each part would show in a long merge's memory. */
+  #staging = new Uint8Array()
   #current: Current | undefined
   /** The rows of the left factors for the chunk, side by side: (rows, Σ r). */
   #left: FloatArray = new Float32Array()
@@ -97,8 +99,10 @@ export class ChunkMerger {
     return memory
   }
 
+  /** Returns values that are valid until the next block is read. */
   async #readBlock({ factor, offset, byteLength }: FactorRange, base: WeightDtype): Promise<FloatArray> {
-    const bytes = await this.#read(factor.source, offset, new Uint8Array(byteLength))
+    if (this.#staging.byteLength < byteLength) this.#staging = new Uint8Array(byteLength)
+    const bytes = await this.#read(factor.source, offset, this.#staging.subarray(0, byteLength))
     return factorValues(factor, bytes, base)
   }
 
@@ -122,7 +126,7 @@ export class ChunkMerger {
         throw new NumericError({ where: name, what: 'holds a value that is not finite', got })
       }
       if (isNew) for (const range of rightRanges(layer)) this.#putRight(current, i, range, await valuesOf(range))
-      if (isNew && scales !== undefined) current.scales = await valuesOf(wholeRange(scales))
+      if (isNew && scales !== undefined) current.scales = (await valuesOf(wholeRange(scales))).slice()
       for (const range of leftRanges(layer, row, rows)) this.#putLeft(current, i, range, await valuesOf(range))
     }
   }
@@ -132,7 +136,8 @@ export class ChunkMerger {
     const known = this.#stacks.get(layer)
     const { source, offset } = factor
     if (known?.factor.source === source && known.factor.offset === offset && known.base === base) return known
-    const stack = { factor, base, values: await this.#readBlock(wholeRange(factor), base) }
+    const values = await this.#readBlock(wholeRange(factor), base)
+    const stack = { factor, base, values: values.slice() }
     this.#stacks.set(layer, stack)
     return stack
   }
