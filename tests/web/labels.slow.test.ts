@@ -72,12 +72,17 @@ describe.skipIf(!canOpenSite)('the page', { timeout: 300_000 }, () => {
     await site.until("!document.getElementById('generate').disabled")
   }
 
-  it('keeps what is written while the file of a recipe is on its way', async () => {
+  it.each([
+    ['is written', "area.value = 'mine'; area.dispatchEvent(new Event('input', { bubbles: true }))"],
+    ['is opened', "field.files = files.files; field.dispatchEvent(new Event('change'))"],
+    ['is dropped', "area.dispatchEvent(new DragEvent('drop', { bubbles: true, dataTransfer: files }))"],
+  ])('keeps what %s while the file of a recipe is on its way', async (_, choose) => {
     const written = await site.page.evaluate(`(async () => {
       document.querySelector('[data-recipe=mails]').click()
-      const area = document.getElementById('data')
-      area.value = 'mine'
-      area.dispatchEvent(new Event('input', { bubbles: true }))
+      const [area, field] = ['data', 'data-file'].map((id) => document.getElementById(id))
+      const files = new DataTransfer()
+      files.items.add(new File(['mine'], 'mine.txt'))
+      ${choose}
       for (let i = 0; i < 3; i++) await (await fetch('samples/mails.csv', { cache: 'reload' })).text()
       return area.value
     })()`)

@@ -137,27 +137,26 @@ export class DataField {
       byId('data-state').textContent = ''
       this.#tell()
     })
-    onFiles('data-file', ([file]) => {
-      this.edits++
-      void guarded('train', 'The file cannot be read', () => this.read(file))
-    })
+    onFiles('data-file', ([file]) => this.open(file))
     onFiles('pictures-folder', (files) => {
-      void guarded('train', 'The pictures cannot be opened', async () => this.show(picturesOf(files)))
+      void guarded('train', 'The pictures cannot be opened', async () => this.openPictures(files))
     })
     byId('no-pictures').addEventListener('click', () => this.show([]))
-    area.addEventListener('dragover', (event) => {
-      event.preventDefault()
-      area.classList.add('over')
-    })
-    area.addEventListener('dragleave', () => area.classList.remove('over'))
-    area.addEventListener('drop', (event) => {
-      area.classList.remove('over')
-      const file = event.dataTransfer?.files[0]
-      // A folder has no bytes. The page's own handler opens it.
-      if (file === undefined || event.dataTransfer?.items[0]?.webkitGetAsEntry()?.isDirectory) return
-      event.preventDefault()
-      void guarded('train', 'The file cannot be read', () => this.read(file))
-    })
+    area.addEventListener('dragover', () => area.classList.add('over'))
+    for (const end of ['dragleave', 'drop']) area.addEventListener(end, () => area.classList.remove('over'))
+  }
+
+  /** Takes the file of a visitor. */
+  open(file: File): void {
+    this.edits++
+    void guarded('train', 'The file cannot be read', () => this.read(file))
+  }
+
+  /** Takes the pictures of a visitor. */
+  openPictures(files: readonly File[]): void {
+    const pictures = picturesOf(files)
+    this.edits++
+    this.show(pictures)
   }
 
   use(open: OpenModel): void {
@@ -253,22 +252,27 @@ export class DataField {
 interface Takers {
   model(files: readonly File[]): Promise<void>
   adapter(name: string, files: readonly File[]): Promise<void>
-  pictures(pictures: readonly Picture[]): void
+  pictures(files: readonly File[]): void
+  data(file: File): void
 }
 
-/** Opens folders that are dropped anywhere on the page. Single files are left to the element under them. */
+/** Opens what is dropped anywhere on the page: folders by what they contain, and a file as data. */
 export function setUpDrop(takers: Takers): void {
   document.addEventListener('dragover', (event) => event.preventDefault())
   document.addEventListener('drop', (event) => {
     event.preventDefault()
     const entry = [...(event.dataTransfer?.items ?? [])].map((item) => item.webkitGetAsEntry()).find(isFolder)
-    if (entry === undefined) return
+    const file = event.dataTransfer?.files[0]
+    if (entry === undefined) {
+      if (file !== undefined) takers.data(file)
+      return
+    }
     void guarded('train', 'The folder cannot be opened', async () => {
       const files = await filesOf(entry)
       const has = (name: RegExp) => files.some(({ webkitRelativePath }) => name.test(webkitRelativePath))
       if (has(/^[^/]+\/adapter_config\.json$/)) return takers.adapter(entry.name, files)
       if (has(/^[^/]+\/config\.json$/) || has(/\.onnx$/)) return takers.model(files)
-      if (has(PICTURE)) return takers.pictures(picturesOf(files))
+      if (has(PICTURE)) return takers.pictures(files)
       throw new Error(
         `${entry.name}: neither a model nor an adapter. A model has config.json and an .onnx file, an adapter has adapter_config.json. Pictures lie in a folder for each label.`,
       )

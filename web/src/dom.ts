@@ -61,7 +61,7 @@ function wordsOf(error: unknown): string {
   return `${place}${what}${expected === undefined ? '.' : `. Expected: ${expected}.`}${found}${advice}`
 }
 
-function showError(place: string, title: string, error: unknown): void {
+export function showError(place: string, title: string, error: unknown): void {
   const banner = byId('error')
   const hide = () => {
     banner.hidden = true
@@ -79,15 +79,12 @@ function showError(place: string, title: string, error: unknown): void {
   banner.scrollIntoView({ block: 'nearest' })
 }
 
-type Choice = string | ((error: unknown) => string)
-
-export async function guarded(place: Choice, title: Choice, work: () => Promise<void>): Promise<void> {
+export async function guarded(place: string, title: string, work: () => Promise<void>): Promise<void> {
   byId('error').hidden = true
   try {
     await work()
   } catch (error) {
     if (error instanceof DOMException && error.name === 'AbortError') return
-    const [at, heading] = [place, title].map((choice) => (typeof choice === 'string' ? choice : choice(error)))
-    showError(at, heading, error)
+    showError(place, title, error)
   }
 }

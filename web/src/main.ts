@@ -160,7 +160,8 @@ const clearOwn = setUpOwn({
 setUpDrop({
   model: models.openFolder,
   adapter: (name, files) => writer.openFolder(name, files),
-  pictures: (pictures) => trainer.data.show(pictures),
+  pictures: (files) => trainer.data.openPictures(files),
+  data: (file) => trainer.data.open(file),
 })
 
 byId('next').addEventListener('click', () => {

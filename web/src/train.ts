@@ -12,7 +12,7 @@ import {
 } from 'lowrank'
 import { drawCurve } from './curve.js'
 import { DataField, type PageTask, type Picture, partnersIn, taskOf } from './data.js'
-import { buttonOf, byId, guarded, inputOf, MendableError, numberOf } from './dom.js'
+import { buttonOf, byId, guarded, inputOf, MendableError, numberOf, showError } from './dom.js'
 import { threadCount } from './machine.js'
 import { type Device, isSame, type ModelChoice, type OpenModel } from './models.js'
 import { beginRun, endRun, type Job, leaveRun, savedSteps, takeRun, type UnfinishedRun, unfinishedRun } from './runs.js'
@@ -60,9 +60,7 @@ export class Trainer {
   #stage: keyof typeof STAGES = 'encode'
 
   constructor(private readonly page: Surroundings) {
-    const titleOf = (error: unknown) => (error instanceof DataError ? 'The data cannot be read' : 'Training stopped')
-    const placeOf = (error: unknown) => (error instanceof DataError ? 'data' : 'train')
-    const start = () => void guarded(placeOf, titleOf, () => this.#start())
+    const start = () => void guarded('train', 'Training stopped', () => this.#start())
     buttonOf('start').addEventListener('click', start)
     buttonOf('pause').addEventListener('click', () => this.#interrupt(false))
     buttonOf('stop').addEventListener('click', () => this.#interrupt(true))
@@ -207,6 +205,8 @@ export class Trainer {
         this.#clear(true)
         this.page.reset()
         this.data.blame(error)
+        showError('data', 'The data cannot be read', error)
+        return
       }
       if (isFull(error) && !(folder instanceof MemoryDirectory)) {
         // The browser's storage is full: the run continues in memory, from its last save.
