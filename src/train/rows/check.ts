@@ -133,7 +133,8 @@ class Records {
 
   async read(data: TrainingData, name: string): Promise<void> {
     const { model, columns, task } = this.options
-    const onInvalid = (error: DataError) => {
+    const onInvalid = (error: unknown) => {
+      if (!(error instanceof DataError)) throw error
       this.invalid.push({ where: error.where ?? name, message: error.message })
     }
     const context = model && (await encodeContext({ ...this.options, model }))
@@ -147,13 +148,11 @@ class Records {
           if (context === undefined) this.task.parse(row, where)
           this.#take(row, where, context && (await this.#encode(row, this.task, context, where)))
         } catch (error) {
-          if (!(error instanceof DataError)) throw error
           onInvalid(error)
         }
       }
     } catch (error) {
       // Records after a broken quote cannot be told apart, so reading ends there.
-      if (!(error instanceof DataError)) throw error
       onInvalid(error)
     }
   }
