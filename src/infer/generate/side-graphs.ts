@@ -4,7 +4,7 @@
 import { FileError, UnsupportedError } from '../../base/errors.js'
 import { isCacheInput } from '../../graph/inputs/cache.js'
 import { HIDDEN_STATES, STATES_MASK } from '../../graph/inputs/family.js'
-import { splitInputs, typeOf } from '../../graph/inputs/roles.js'
+import { typeOf } from '../../graph/inputs/roles.js'
 import { encoderInputs, VECTORS } from '../../graph/inputs/tokens.js'
 import { type Model, startToken } from '../../graph/model-folder.js'
 import { type Graph, readGraph } from '../../graph/view/graph.js'
@@ -40,15 +40,7 @@ export async function embeddingForm(model: Model, { inputs }: Pick<Graph, 'input
     })
   }
   const embedding = readGraph(await model.openGraph(EMBEDDING))
-  const { roles, others: unknown } = splitInputs(embedding)
-  if (unknown.length > 0 || roles.length !== 1 || roles[0].role !== 'inputIds') {
-    throw new UnsupportedError({
-      where: EMBEDDING,
-      what: 'it reads more than tokens',
-      expected: 'one input input_ids',
-      got: embedding.inputs.map(({ name }) => name).join(', '),
-    })
-  }
+  const { roles } = encoderInputs(embedding)
   const given = new Set(embedding.outputs.map(({ name }) => name))
   const others = inputs.map(({ name }) => name).filter((name) => name !== VECTORS && given.has(name))
   const fed = [VECTORS, ...others].map((name) => ({ name, type: typeOf(inputs.find((one) => one.name === name)!)! }))
