@@ -12,7 +12,7 @@ import {
 } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { loadOnnx, serializeModel } from '../../src/formats/onnx/model.js'
 import { create, toBinary } from '../../src/formats/onnx/protobuf.js'
-import { floatsOf, integersOf, isExternal } from '../../src/formats/onnx/tensors.js'
+import { byteLengthOf, floatsOf, integersOf, isExternal } from '../../src/formats/onnx/tensors.js'
 import { sessionModel } from '../../src/graph/session-model.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import { FileError, FormatError, LowrankError, MemoryDirectory, type OnnxModel } from '../../src/node.js'
@@ -134,6 +134,16 @@ describe('loading', () => {
       await rm(folder, { recursive: true })
     }
   })
+})
+
+it('knows the size of each type that has one', () => {
+  const sizes = Object.entries(DataType).map(([name, type]) => [name, byteLengthOf(type, [8])] as const)
+  expect(sizes.filter(([, size]) => size === undefined).map(([name]) => name)).toEqual(['UNDEFINED', 'STRING'])
+  expect(Object.fromEntries(sizes)).toMatchObject({
+    ...{ FLOAT: 32, DOUBLE: 64, BOOL: 8, INT64: 64, BFLOAT16: 16, COMPLEX128: 128 },
+    ...{ FLOAT8E4M3FNUZ: 8, FLOAT6E2M3: 6, FLOAT4E2M1: 4, UINT4: 4, INT2: 2 },
+  })
+  expect(byteLengthOf(DataType.INT4, [3])).toBe(2)
 })
 
 describe('external data', () => {

@@ -16,33 +16,13 @@ import { create } from './protobuf.js'
 export * from './gen/onnx_pb.js'
 export { AttributeProto_AttributeType as AttributeType, TensorProto_DataType as DataType } from './gen/onnx_pb.js'
 
-const BITS: Partial<Record<DataType, number>> = {
-  [DataType.FLOAT]: 32,
-  [DataType.UINT8]: 8,
-  [DataType.INT8]: 8,
-  [DataType.UINT16]: 16,
-  [DataType.INT16]: 16,
-  [DataType.INT32]: 32,
-  [DataType.INT64]: 64,
-  [DataType.BOOL]: 8,
-  [DataType.FLOAT16]: 16,
-  [DataType.DOUBLE]: 64,
-  [DataType.UINT32]: 32,
-  [DataType.UINT64]: 64,
-  [DataType.COMPLEX64]: 64,
-  [DataType.COMPLEX128]: 128,
-  [DataType.BFLOAT16]: 16,
-  [DataType.FLOAT8E4M3FN]: 8,
-  [DataType.FLOAT8E4M3FNUZ]: 8,
-  [DataType.FLOAT8E5M2]: 8,
-  [DataType.FLOAT8E5M2FNUZ]: 8,
-  [DataType.UINT4]: 4,
-  [DataType.INT4]: 4,
-  [DataType.FLOAT4E2M1]: 4,
-  [DataType.FLOAT8E8M0]: 8,
-  [DataType.UINT2]: 2,
-  [DataType.INT2]: 2,
-}
+/** Most names of types tell the bits of an element, such as UINT8 and FLOAT8E4M3FN. These do not. */
+const OTHER_BITS: Readonly<Record<string, number>> = { FLOAT: 32, DOUBLE: 64, BOOL: 8 }
+
+/** The bits of an element by type; 0 for strings. */
+const BITS = new Map<number, number>(
+  Object.entries(DataType).map(([name, type]) => [type, OTHER_BITS[name] ?? Number(/\d+/.exec(name)?.[0] ?? 0)]),
+)
 
 /** Returns the name of a type for messages, such as 'FLOAT16'. */
 export function dataTypeName(dataType: number): string {
@@ -52,8 +32,8 @@ export function dataTypeName(dataType: number): string {
 
 /** Returns undefined for strings, for unknown types, and if a dimension is negative. */
 export function byteLengthOf(dataType: number, dims: readonly number[]): number | undefined {
-  const bits = BITS[dataType as DataType]
-  return bits === undefined || dims.some((dim) => dim < 0) ? undefined : Math.ceil((elementCount(dims) * bits) / 8)
+  const bits = BITS.get(dataType) ?? 0
+  return bits === 0 || dims.some((dim) => dim < 0) ? undefined : Math.ceil((elementCount(dims) * bits) / 8)
 }
 
 export function dimsOf(tensor: TensorProto): number[] {
