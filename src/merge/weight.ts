@@ -55,7 +55,7 @@ export class ChunkMerger {
   /** Memory for a part of a factor. It is used again: new memory for each part would show in a long merge's memory. */
   #staging = new Uint8Array()
   #current: Current | undefined
-  /** The rows of the left factors for the chunk, side by side: (rows, Σ r). */
+  /** The rows of the left factors for the chunk, side by side: (rows, Σ r). Used again for the same reason. */
   #left: FloatArray = new Float32Array()
   #row = 0
   /** Factor B (d, r·E) of each layer with experts. It is kept, because the next chunk usually needs the same. */
@@ -112,8 +112,10 @@ export class ChunkMerger {
     const current = isNew || this.#current === undefined ? this.#open(weight) : this.#current
     this.#current = current
     const { from } = weight
-    const count = rows * current.rank
-    this.#left = from === 'fp64' ? new Float64Array(count) : new Float32Array(count)
+    const [count, isDouble] = [rows * current.rank, from === 'fp64']
+    if (this.#left.length !== count || this.#left instanceof Float64Array !== isDouble) {
+      this.#left = isDouble ? new Float64Array(count) : new Float32Array(count)
+    }
     this.#row = row
     for (const [i, layer] of weight.layers.entries()) {
       const { b, scales } = layer
