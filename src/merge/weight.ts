@@ -63,10 +63,9 @@ export class ChunkMerger {
 
   constructor(
     private readonly sources: readonly ChunkSource[],
-    isReproducible: boolean,
-    private readonly makeKernel = () => createMergeKernel(CHUNK_BYTES, isReproducible),
+    private readonly isReproducible: boolean,
   ) {
-    this.#kernel = makeKernel()
+    this.#kernel = createMergeKernel(CHUNK_BYTES, isReproducible)
   }
 
   /** Merges a chunk. Right factors are read with the first chunk of a weight, rows of left factors with each chunk. */
@@ -170,7 +169,7 @@ export class ChunkMerger {
     const [size, written] = [sizeOf(from), sizeOf(to)]
     const changes: ChunkChange[] = []
     for (const [i, { column: first, weight: window }] of windows.entries()) {
-      this.#inner[i] ??= new ChunkMerger(this.sources, false, this.makeKernel)
+      this.#inner[i] ??= new ChunkMerger(this.sources, this.isReproducible)
       const inner = this.#inner[i]
       await inner.#readFactors(window, chunk.row, rows)
       const width = window.columns

@@ -1,11 +1,10 @@
 // The difference between a tensor in two checkpoints. It is read in blocks of rows, and kept in memory if it is small.
 
 import { readThere, sameContents } from '../base/bytes.js'
-import { decodeFloats, decodeWeights, requireWeightDtype, sizeOf, type WeightDtype } from '../base/dtype.js'
+import { decodeFloats, decodeWeights, requireWeightDtype, sizeOf } from '../base/dtype.js'
 import { MismatchError } from '../base/errors.js'
 import { type FloatArray, formatShape, isAllFinite, type Matrix } from '../base/tensor.js'
 import { type Checkpoint, type CheckpointTensor, shardSource } from '../formats/checkpoint.js'
-import type { TensorInfo } from '../formats/safetensors.js'
 import type { StreamedMatrix } from '../linalg/streamed-svd.js'
 import { notFinite } from '../lora/part.js'
 
@@ -144,18 +143,14 @@ async function readRows({ checkpoint, tensor }: Located, { first, count, k }: Ro
   const { info, shard } = tensor
   const { offset, name } = info
   const source = shardSource(checkpoint, shard)
-  requireFloat(info, source.name)
-  const dtype = info.dtype as WeightDtype
+  const what = 'a tensor of this type has no difference that can be computed'
+  const hint = 'Take the checkpoints as they were before quantization'
+  const dtype = requireWeightDtype(info.dtype, `${source.name}: ${name}`, what, hint)
   const rowBytes = sizeOf(dtype) * k
   const bytes = await readThere(source, offset + first * rowBytes, count * rowBytes, side.bytes)
   const values = dtype === 'fp64' ? decodeWeights(bytes, dtype) : decodeFloats(bytes, dtype, side.values)
   if (isAllFinite(values)) return values
   throw notFinite(`${source.name}: ${name}`)
-}
-
-export function requireFloat({ name, dtype }: TensorInfo, file: string): void {
-  const what = 'a tensor of this type has no difference that can be computed'
-  requireWeightDtype(dtype, `${file}: ${name}`, what, 'Take the checkpoints as they were before quantization')
 }
 
 export async function hasSameBytes(base: Located, tuned: Located): Promise<boolean> {

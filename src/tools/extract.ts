@@ -21,7 +21,6 @@ import {
   hasSameBytes,
   KEPT_VALUES,
   type Located,
-  requireFloat,
   requireSameShape,
 } from './difference.js'
 import { assemble, type NewLayer, type PartShell } from './factor-parts.js'
@@ -200,7 +199,6 @@ async function extractLayer(
   to: Located,
   job: Job,
 ): Promise<{ layer: NewLayer; report: ExtractedLayer } | undefined> {
-  for (const { checkpoint, tensor } of [from, to]) requireFloat(tensor.info, checkpoint.directory.name)
   const difference = await differenceOf(from, to, job.memory, job.keptValues)
   if (!difference.isChanged) return undefined
   const { shape } = from.tensor.info

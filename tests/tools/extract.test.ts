@@ -257,6 +257,14 @@ describe('extract', () => {
     ]
     await expect(extract({ base: one, fineTuned: other } as never)).rejects.toThrow(/rank: missing/)
     await expect(extract({ base: one, fineTuned: other, rank: 1 })).rejects.toThrow(/awq/)
+    const codes = async (fill: number) => {
+      const folder = new MemoryDirectory()
+      const data = new Uint8Array(16).fill(fill)
+      await saveSafetensors(folder, 'model.safetensors', [{ name: 'q_proj.weight', dtype: 'I8', shape: [4, 4], data }])
+      return folder
+    }
+    const quantized = { base: await codes(1), fineTuned: await codes(2), rank: 1 }
+    await expect(extract(quantized)).rejects.toThrow(/model\.safetensors: q_proj\.weight: .*has no difference/)
   })
 })
 
