@@ -1,9 +1,16 @@
 import { describe, expect, it } from 'vitest'
-import type { ModelProto } from '../../src/formats/onnx/gen/onnx_pb.js'
-import { serializeModel } from '../../src/formats/onnx/model.js'
+import { type ModelProto, ModelProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
+import { loadOnnx, serializeModel } from '../../src/formats/onnx/model.js'
+import { fromBinary } from '../../src/formats/onnx/protobuf.js'
+import { findLinears } from '../../src/graph/match/linears.js'
 import { isStatic, probeShapes } from '../../src/graph/shapes/shapes.js'
+import { buildTrainingGraph } from '../../src/graph/training/training-graph.js'
 import { Builder } from '../../src/graph/view/builder.js'
+import { readGraph } from '../../src/graph/view/graph.js'
+import { NodeDirectory } from '../../src/io/node/files.js'
 import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
+import type { SessionOpener } from '../../src/runtime/runtime.js'
+import { causalOf } from './golden.js'
 import { addInput, addOutput, DataType, emptyGraph, floats, floatTensor } from './toolkit.js'
 
 const runtime = await loadNodeRuntime()
@@ -86,4 +93,20 @@ it.each([
     expect(shapes.get(y)?.[axis]).toEqual((await session.run(points[i]))[y].dims)
   }
   await session.dispose()
+})
+
+it('follow the branch of an If that short texts take, without a run of the whole model', async () => {
+  const onnx = await loadOnnx(new NodeDirectory('tests/golden/long-rope'), 'onnx/model.onnx')
+  const layers = findLinears(readGraph(onnx)).map(({ name, d, k }) => ({ name, d, k, rank: 2, scaling: 1 }))
+  const sizes: (number | undefined)[] = []
+  const opener: SessionOpener = {
+    createSession(model, options) {
+      sizes.push(fromBinary(ModelProtoSchema, model.graph).graph?.node.length)
+      return runtime.createSession(model, options)
+    },
+  }
+  const { proto } = await buildTrainingGraph(onnx, opener, causalOf(onnx), { layers })
+  expect(proto.graph?.node.map(({ opType }) => opType)).toContain('If')
+  expect(new Set(sizes)).toEqual(new Set([1]))
+  await onnx.close()
 })
