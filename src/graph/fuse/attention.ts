@@ -13,17 +13,7 @@ import { intAttribute } from '../view/attributes.js'
 import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { addBias, type Mask, maskOf } from './bias.js'
-import {
-  bothWays,
-  concatenated,
-  dimensionOf,
-  makerOf,
-  nanGuard,
-  onlyReader,
-  scalarOf,
-  transposed,
-  unsqueezed,
-} from './patterns.js'
+import { bothWays, concatenated, makerOf, nanGuard, onlyReader, scalarOf, transposed, unsqueezed } from './patterns.js'
 import { type Rotation, rotate, rotationOf } from './rotary.js'
 
 /** Keys or values: the cached rows followed by the new rows. */
@@ -84,9 +74,9 @@ function attentionAt(graph: Graph, softmax: NodeProto, linears: ReadonlyMap<Valu
     const scaled = unscaled(graph, scores)
     const inner = makerOf(graph, scaled.value, 'MatMul')
     if (inner === undefined) continue
-    const query = unscaled(graph, inner.input[0], value.size)
-    const turned = unscaled(graph, inner.input[1], value.size)
-    const repeated = unscaled(graph, transposed(graph, turned.value, SWAP_LAST) ?? '', value.size)
+    const query = unscaled(graph, inner.input[0])
+    const turned = unscaled(graph, inner.input[1])
+    const repeated = unscaled(graph, transposed(graph, turned.value, SWAP_LAST) ?? '')
     const key = joined(graph, unrepeated(graph, repeated.value))
     const heads = headsOf(graph, query.value, value.size, linears)
     if (key === undefined || heads === undefined || key.size !== value.size || key.heads !== value.heads) continue
@@ -109,29 +99,15 @@ function flattened(graph: Graph, value: Value): NodeProto | undefined {
   return readerOf(graph, split.output[0], 'Reshape')
 }
 
-function unscaled(graph: Graph, value: Value, size?: number): { value: Value; factor: number } {
+function unscaled(graph: Graph, value: Value): { value: Value; factor: number } {
   for (const opType of ['Mul', 'Div']) {
     const node = makerOf(graph, value, opType)
     for (const [rest, by] of opType === 'Mul' ? bothWays(node) : bothWays(node).slice(0, 1)) {
-      const factor = numberOf(graph, by, size)
+      const factor = scalarOf(graph, by)
       if (factor !== undefined) return { value: rest, factor: opType === 'Mul' ? factor : 1 / factor }
     }
   }
   return { value, factor: 1 }
-}
-
-/** Evaluates a constant, or a number computed from constants and the size of the heads. */
-function numberOf(graph: Graph, value: Value, size: number | undefined): number | undefined {
-  const constant = scalarOf(graph, value)
-  const node = graph.producer(value)
-  if (constant !== undefined || node === undefined) return constant
-  const dimension = dimensionOf(graph, value)
-  if (dimension !== undefined) return dimension.axis === 3 || dimension.axis === -1 ? size : undefined
-  const [a, b] = node.input.map((input) => numberOf(graph, input, size))
-  if (a === undefined) return undefined
-  if (node.opType === 'Sqrt') return Math.sqrt(a)
-  if (node.opType === 'Cast') return a
-  return node.opType === 'Div' && b !== undefined ? a / b : undefined
 }
 
 /** Returns keys or values before each head is repeated for the query heads that share it. */

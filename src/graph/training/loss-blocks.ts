@@ -34,7 +34,6 @@ interface Head {
   readonly x: Value
   readonly weight: Value
   readonly isHalf: boolean
-  readonly bias: Value | undefined
   readonly transB: number
   readonly k: number
   readonly d: number
@@ -48,22 +47,21 @@ function scaledHeadOf({ graph, g }: ObjectiveGraph, logits: Value): Head | undef
   const scaling = graph.producer(logits)
   if (scaling?.opType !== 'Mul' || !graph.inputs.some(({ name }) => name === scaling.input[1])) return undefined
   const head = headOf(graph, scaling.input[0])
-  return head?.bias === undefined ? head && { ...head, x: g.mul(head.x, scaling.input[1]) } : undefined
+  return head && { ...head, x: g.mul(head.x, scaling.input[1]) }
 }
 
-/** Finds the output layer of these logits, if it is a plain product with a constant. */
+/** Finds the output layer of these logits, if it is a plain product with a constant and has no bias. */
 function headOf(graph: Graph, logits: Value): Head | undefined {
   const node = graph.producer(sourceOf(graph, logits, ['Cast', 'Identity']).value)
   if (node?.opType !== 'Gemm' || intAttribute(node, 'transA', 0) === 1) return undefined
-  if (floatAttribute(node, 'alpha', 1) !== 1 || floatAttribute(node, 'beta', 1) !== 1) return undefined
-  const [x, given, bias] = node.input
+  if (floatAttribute(node, 'alpha', 1) !== 1 || node.input.length > 2) return undefined
+  const [x, given] = node.input
   const weight = sourceOf(graph, given, ['Cast', 'Identity']).value
   const tensor = graph.constant(weight)
   if (tensor?.dims.length !== 2) return undefined
   const transB = intAttribute(node, 'transB', 0)
   const [k, d] = transB === 1 ? dimsOf(tensor).toReversed() : dimsOf(tensor)
-  if (bias !== undefined && graph.constant(bias)?.dims.join() !== `${d}`) return undefined
-  return { x, weight, isHalf: tensor.dataType !== DataType.FLOAT, bias, transB, k, d }
+  return { x, weight, isHalf: tensor.dataType !== DataType.FLOAT, transB, k, d }
 }
 
 function replace(
@@ -73,7 +71,7 @@ function replace(
   floats: number,
   hasGradients: boolean,
 ): void {
-  const { weight, isHalf, bias, transB, k, d } = head
+  const { weight, isHalf, transB, k, d } = head
   const largest = graph.consumers(logits).find(({ opType }) => opType === 'ArgMax')?.output[0]
   // A new name, because bodies of Scan keep reading it if something replaces the value.
   const x = g.op('Identity', [head.x])
@@ -97,9 +95,7 @@ function replace(
   const stored = g.op('Gather', [weight, ids], { axis: 1 - transB })
   const rows = transB === 1 ? stored : g.transpose(stored, [1, 0])
   const ofTargets = isHalf ? g.cast(rows, DataType.FLOAT) : rows
-  const product = g.reduceSum(g.mul(x, ofTargets), [1], 0)
-  const logit = bias === undefined ? product : g.add(product, g.op('Gather', [bias, ids]))
-  const all = g.sub(result('logSum'), logit)
+  const all = g.sub(result('logSum'), g.reduceSum(g.mul(x, ofTargets), [1], 0))
   graph.replaceUses(losses, all)
   if (largest !== undefined) graph.replaceUses(largest, result('largest'))
   if (!hasGradients) return
@@ -115,7 +111,7 @@ function replace(
  * row, the weight's rows averaged by these exponentials, and the largest logit with its place.
  */
 function bodyOf(outer: Graph, head: Head, size: Value, names: readonly string[]): GraphProto {
-  const { x, weight, isHalf, bias, transB, k } = head
+  const { x, weight, isHalf, transB, k } = head
   const body = outer.newBody()
   const g = new Builder(body, outer.freshName('loss/block'))
   const before = (name: string) => `${g.scope}/${name}`
@@ -128,10 +124,9 @@ function bodyOf(outer: Graph, head: Head, size: Value, names: readonly string[])
   body.inputs = [...names.map((name) => info(name, before(name))), valueInfo(start, DataType.INT64, [1])]
 
   const end = g.add(start, size)
-  const cut = (value: Value, axis: number) => g.op('Slice', [value, start, end, g.int([axis])])
-  const stored = cut(weight, 1 - transB)
+  const stored = g.op('Slice', [weight, start, end, g.int([1 - transB])])
   const block = isHalf ? g.cast(stored, DataType.FLOAT) : stored
-  const logits = g.op('Gemm', bias === undefined ? [x, block] : [x, block, cut(bias, 0)], { transB })
+  const logits = g.op('Gemm', [x, block], { transB })
   const highest = g.reduceMax(logits, [1], 0)
   const probabilities = g.op('Softmax', [logits], { axis: 1 })
   // max p = exp(max l) / Σ exp(l), so ln Σ exp(l) = max l − ln(max p)
