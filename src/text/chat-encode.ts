@@ -43,22 +43,35 @@ export interface EncodedChat {
  */
 export function encodeChat(chat: Chat, encoding: ChatEncoding, where: string): EncodedChat {
   const result = { examples: [] as Example[], chats: [] as Chat[], isShortened: false, lostAnswers: 0 }
-  const fitting = (marked: MarkedText | undefined): Example | undefined => {
+  const exampleOf = (marked: MarkedText | undefined): Example | undefined => {
     const example = marked && encode(marked, encoding)
     return example !== undefined && example.inputIds.length <= encoding.maxLength ? example : undefined
   }
-  const { texts, notes } = answerTexts(chat, encoding, where, (text) => fitting({ text, spans: [] }) === undefined)
+  const { texts, notes } = answerTexts(chat, encoding, where, (text) => exampleOf({ text, spans: [] }) === undefined)
+  let kept = 1
   for (const { upTo, mark } of texts) {
     const chats = [upTo, ...shorterChats(upTo)]
     const textOf = (i: number) => (i === 0 ? mark() : answerTexts(chats[i], encoding, where).texts.at(-1)?.mark())
     let example = undefined as Example | undefined
     const fits = (i: number) => {
-      const found = fitting(textOf(i))
+      const found = exampleOf(textOf(i))
       example = found ?? example
       return found !== undefined
     }
+    let index = 0
     // If an earlier text was too long, this one, which is longer, most probably is too: do not try it first.
-    const index = !result.isShortened && fits(0) ? 0 : firstOf(chats.length, fits)
+    if (result.isShortened || !fits(0)) {
+      // The rendering of long chats is slow. So begin with as many turns as the earlier text has, and add some.
+      let [count, step, fitting] = [kept, 1, chats.length]
+      while (count <= chats.length && fits(chats.length - count)) {
+        fitting = chats.length - count
+        count += step
+        step *= 2
+      }
+      const from = Math.max(0, chats.length - count + 1)
+      index = from + firstOf(fitting - from, (i) => fits(from + i))
+      kept = Math.max(1, chats.length - index)
+    }
     if (example === undefined) result.lostAnswers++
     else {
       result.examples.push(example)
