@@ -1,6 +1,6 @@
 // Makes command options from API options. They come from tables that are generated from the types.
 
-import { ranged } from '../base/options.js'
+import { jsonIn, ranged } from '../base/options.js'
 import { FLAGS } from './gen/options.js'
 import {
   choice,
@@ -138,11 +138,9 @@ function pairsIn({ flag, value }: Occurrence, example: string): [name: string, v
 }
 
 function objectIn({ flag, value }: Occurrence): unknown {
-  try {
-    return JSON.parse(value)
-  } catch {
-    throw new UsageError(`${flag} takes JSON such as {"enable_thinking": false}; got '${value}'`)
-  }
+  const object = jsonIn(value)
+  if (object !== undefined) return object
+  throw new UsageError(`${flag} takes JSON such as {"enable_thinking": false}; got '${value}'`)
 }
 
 /** Returns a number or a boolean if the text looks like it, else the text. */

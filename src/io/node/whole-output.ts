@@ -20,7 +20,7 @@ const MAX_ATTEMPTS = 20
 export class WholeOutput {
   private constructor(
     private readonly out: string,
-    /** The hidden folder. The result is made in it, under its own name. */
+    /** The hidden folder. The result is made in it, under its own name: see `made`. */
     readonly work: string,
     private readonly firstMade: string | undefined,
   ) {}
@@ -35,7 +35,6 @@ export class WholeOutput {
     return new WholeOutput(out, work, firstMade)
   }
 
-  /** The hidden folder beside the output in which the result is made. */
   get made(): string {
     return path.join(this.work, path.basename(this.out))
   }
