@@ -107,6 +107,7 @@ export class Trainer {
   static async open(model: Model, options: TrainerInput, around: Surroundings = {}): Promise<Trainer> {
     const { closesModel = false, openTarget = (target) => target as Directory } = around
     const { inner: parts, open, context } = await prepareTrainer(model, options, around)
+    await TaskTrainer.check(parts.model, parts.settings)
     const inner = await TaskTrainer.open(parts)
     try {
       const about = { task: 'trainer', taskOptions: undefined, examples: [], evalExamples: undefined, totalSteps: 0 }

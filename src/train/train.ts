@@ -48,13 +48,16 @@ export interface RunContext {
   /** Hears of each row: as the task parsed it, as it was encoded, and for which data. */
   readonly onRow?: ((row: unknown, encoded: Encoded<unknown>, isEvaluation: boolean) => void) | undefined
   readonly pictures?: PictureEncoder | undefined
+  /** Throws if the runtime lacks an operator of the model. Undefined if the training happens elsewhere. */
+  readonly checkOperators?: ((model: Model) => Promise<void>) | undefined
 }
 
 /** Nothing is written before the model, the data and the folder have been found usable. */
 export async function train(given: TrainInput, context: RunContext = {}): Promise<TrainResult> {
   return withPictures(given, async (pictures) => {
     const startedAt = performance.now()
-    const prepared = await prepare(given, { ...context, pictures })
+    const checkOperators = (model: Model) => TaskTrainer.check(model, given)
+    const prepared = await prepare(given, { ...context, pictures, checkOperators })
     const { parts, run } = prepared
     const result = await withRunPlace(run.out, async (out) => {
       const trainer = await TaskTrainer.open(parts)
@@ -112,12 +115,13 @@ export async function prepare(given: TrainInput, context: RunContext) {
 type Job = Awaited<ReturnType<typeof checkJob>>
 
 /** Options that fit one another, the model, the task and the folder. Of the data, only the first record is read. */
-async function checkJob(given: TrainInput, { pictures }: RunContext) {
+async function checkJob(given: TrainInput, { pictures, checkOperators }: RunContext) {
   const settings = resolveSettings(given)
   const config = checkOptions(given, settings)
   const options = { ...given, model: await joinGraphs(given.model), pictures }
   const { model, taskOptions } = options
   const targets = await checkLayers(options, config)
+  await checkOperators?.(model)
   const data = await sourceOf(options, options.data, 'data')
   const task = given.task === undefined ? await taskOfRow(data.first?.row, given.model) : await loadTask(given.task)
   checkTable(taskOptions, `the task ${task.name}`, task.options ?? {})
@@ -134,7 +138,6 @@ export async function checkLayers(options: TrainInput, config: LoraConfig): Prom
   const targets = adapter === undefined ? await findTargets(model, config, options) : undefined
   const linears = () => placeLayers(graph, findLinears(graph, modules), adapter!.parts('linear'))
   checkReach(model.onnx, targets?.targets ?? linears().map(({ linear }) => linear))
-  await TaskTrainer.check(model, options)
   return targets
 }
 

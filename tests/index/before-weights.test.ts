@@ -24,7 +24,7 @@ useHub()
 
 // Imported from dist, because src has no compiled scripts for worker threads.
 const built = (file: string) => import(pathToFileURL(path.join(root, 'dist', file)).href)
-const { configureHub, evaluate, LoraAdapter, openSession, train }: typeof import('../../src/node.js') =
+const { configureHub, evaluate, LoraAdapter, openSession, openTrainer, train }: typeof import('../../src/node.js') =
   await built('node.js')
 const { createHandler }: typeof import('../../src/serve/node/entry.js') = await built('serve/node/entry.js')
 
@@ -219,6 +219,12 @@ test('a training that gradients reach only in part names the layers without', as
   const adapter = new LoraAdapter({ rank: 1, targetModules: [front, behind] })
   adapter.addLayerOfShape(front, [152, 32])
   await expect(train({ ...given, adapter })).rejects.toThrow(/no gradient through com.microsoft:Unheard/)
+  expect(weightsSent()).toEqual([])
+})
+
+test('openTrainer names an operator that nobody has, and that no gradient passes', async () => {
+  await publishModel('a graph with other positions', true)
+  expect(await messageOf(openTrainer('org/model'))).toMatch(/it does not know the operator Uns/)
   expect(weightsSent()).toEqual([])
 })
 
