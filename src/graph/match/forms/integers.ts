@@ -120,7 +120,7 @@ export function integerForm({ matrix: matrixOf, ...form }: IntegerForm): Form {
       const zeroPoints = await readZeroPoints(model, graph, matrix)
       return async (first, count) => {
         const integers = await readIntegers(model, tensor, type, first * width, count * width)
-        const numbers = table === undefined ? integers : Float32Array.from(integers, (i) => table[i])
+        const numberAt = (i: number) => (table === undefined ? integers[i] : table[integers[i]])
         const result = new Float32Array(count * kept)
         let at = 0
         for (let line = 0; line < count; line++) {
@@ -128,7 +128,7 @@ export function integerForm({ matrix: matrixOf, ...form }: IntegerForm): Form {
             const scale = scales[scaleAt(first + line, from)]
             const zero = zeroPoints === undefined ? middle : zeroPoints[zeroAt(first + line, from)]
             const end = line * width + Math.min(kept, from + block)
-            for (let i = line * width + from; i < end; i++) result[at++] = scale * (numbers[i] - zero)
+            for (let i = line * width + from; i < end; i++) result[at++] = scale * (numberAt(i) - zero)
           }
         }
         return result
