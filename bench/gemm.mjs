@@ -11,7 +11,6 @@ import { cpus } from 'node:os'
 import { join, resolve } from 'node:path'
 import { parseArgs } from 'node:util'
 import asc from 'assemblyscript/asc'
-import { fusedBuild } from '../dist/kernels/module.js'
 import { referenceKernels } from '../dist/kernels/reference.js'
 import { createWasmKernels } from '../dist/kernels/wasm.js'
 
@@ -38,7 +37,6 @@ const SHAPES = [
  */
 function peakSource() {
   let source = `function madd<T>(a: v128, b: v128, c: v128): v128 {
-    if (ASC_FEATURE_RELAXED_SIMD) return v128.relaxed_madd<T>(a, b, c)
     return v128.add<T>(v128.mul<T>(a, b), c)
   }\n`
   for (const type of ['f32', 'f64']) {
@@ -58,10 +56,9 @@ function peakSource() {
   return source
 }
 
-async function peakLoops(build) {
+async function peakLoops() {
   let bytes
-  const features = build === 'plain' ? 'simd' : 'simd,relaxed-simd'
-  const { error } = await asc.main(['peak.ts', '-O3', '--runtime', 'stub', '--enable', features, '-o', 'peak.wasm'], {
+  const { error } = await asc.main(['peak.ts', '-O3', '--runtime', 'stub', '--enable', 'simd', '-o', 'peak.wasm'], {
     readFile: (name) => (name === 'peak.ts' ? peakSource() : null),
     writeFile: (_, contents) => {
       bytes = contents
@@ -121,48 +118,41 @@ async function race(contestants, turns) {
 const cores = cpus()
 console.log(`${cores[0].model}, ${cores.length} cores, Node ${process.version}`)
 const tfjs = await tfjsProduct(options.tfjs)
-for (const build of [fusedBuild(), 'plain']) {
-  const kernels = createWasmKernels(build)
-  if (kernels === undefined) {
-    console.log(`\n${build}: not on this host`)
-    continue
-  }
-  const loops = await peakLoops(build)
-  const peaks = Object.entries(loops).flatMap(([name, loop]) => {
-    if (typeof loop !== 'function') return []
-    const [type, chains] = name.split('x')
-    const turns = 200_000
-    const flops = (type === 'f32' ? 8 : 4) * Number(chains) * turns
-    for (let i = 0; i < 2000; i++) loop(100, 0.999, 0.001)
-    return [{ name, flops, run: () => loop(turns, 0.999, 0.001) }]
-  })
-  console.log(`\n${build} SIMD, GFLOP/s (share of the loop's)`)
-  for (const shape of SHAPES) {
-    const { m, n, k, bits, transposeB = true } = shape
-    const product = { m, n, k, transposeB, a: random(m * k, bits), b: random(k * n, bits), out: random(m * n, bits) }
-    const flops = 2 * m * n * k
-    const contestants = [
-      ...peaks.filter(({ name }) => name.startsWith(`f${bits}`)),
-      { name: 'one', flops, run: () => kernels.gemm(product) },
-      { name: 'loops', flops, run: () => referenceKernels.gemm(product), slow: true },
-    ]
-    if (tfjs !== undefined && bits === 32) contestants.push({ name: 'tfjs', flops, run: tfjs(product) })
-    if (flops > 1e10)
-      contestants.splice(
-        contestants.findIndex(({ name }) => name === 'loops'),
-        1,
-      )
-    const best = await race(contestants, flops > 1e10 ? Math.ceil(TURNS / 3) : TURNS)
-    const peak = Math.max(...CHAINS.map((chains) => best.get(`f${bits}x${chains}`)))
-    const share = (name) => `${best.get(name).toFixed(1)} (${Math.round((best.get(name) / peak) * 100)} %)`
-    const others = ['tfjs', 'loops'].filter((name) => best.has(name))
-    const beside = others.map(
-      (name) => `${name} ${best.get(name).toFixed(1)} (${(best.get('one') / best.get(name)).toFixed(1)} ×)`,
+const kernels = createWasmKernels()
+const loops = await peakLoops()
+const peaks = Object.entries(loops).flatMap(([name, loop]) => {
+  if (typeof loop !== 'function') return []
+  const [type, chains] = name.split('x')
+  const turns = 200_000
+  const flops = (type === 'f32' ? 8 : 4) * Number(chains) * turns
+  for (let i = 0; i < 2000; i++) loop(100, 0.999, 0.001)
+  return [{ name, flops, run: () => loop(turns, 0.999, 0.001) }]
+})
+console.log(`SIMD, GFLOP/s (share of the loop's)`)
+for (const shape of SHAPES) {
+  const { m, n, k, bits, transposeB = true } = shape
+  const product = { m, n, k, transposeB, a: random(m * k, bits), b: random(k * n, bits), out: random(m * n, bits) }
+  const flops = 2 * m * n * k
+  const contestants = [
+    ...peaks.filter(({ name }) => name.startsWith(`f${bits}`)),
+    { name: 'one', flops, run: () => kernels.gemm(product) },
+    { name: 'loops', flops, run: () => referenceKernels.gemm(product), slow: true },
+  ]
+  if (tfjs !== undefined && bits === 32) contestants.push({ name: 'tfjs', flops, run: tfjs(product) })
+  if (flops > 1e10)
+    contestants.splice(
+      contestants.findIndex(({ name }) => name === 'loops'),
+      1,
     )
-    console.log(
-      `f${bits} ${m}×${n}×${k} x·W${transposeB ? 'ᵀ' : ' '}: loop ${peak.toFixed(1)}, kernel ${share('one')}` +
-        `${beside.length > 0 ? `, ${beside.join(', ')}` : ''}`,
-    )
-  }
-  kernels.dispose()
+  const best = await race(contestants, flops > 1e10 ? Math.ceil(TURNS / 3) : TURNS)
+  const peak = Math.max(...CHAINS.map((chains) => best.get(`f${bits}x${chains}`)))
+  const share = (name) => `${best.get(name).toFixed(1)} (${Math.round((best.get(name) / peak) * 100)} %)`
+  const others = ['tfjs', 'loops'].filter((name) => best.has(name))
+  const beside = others.map(
+    (name) => `${name} ${best.get(name).toFixed(1)} (${(best.get('one') / best.get(name)).toFixed(1)} ×)`,
+  )
+  console.log(
+    `f${bits} ${m}×${n}×${k} x·W${transposeB ? 'ᵀ' : ' '}: loop ${peak.toFixed(1)}, kernel ${share('one')}` +
+      `${beside.length > 0 ? `, ${beside.join(', ')}` : ''}`,
+  )
 }

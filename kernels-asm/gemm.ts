@@ -32,10 +32,6 @@ class Job {
   alpha: f64
 }
 
-export function rowsOfTile(): i32 {
-  return ROWS
-}
-
 /**
  * Packs lines [first, first + lines) of the left operand for `multiply`: for each DEPTH steps all panels of `total`
  * lines. `first` is a multiple of the tile's rows. `from` points at the first element of line `first`; stride is in

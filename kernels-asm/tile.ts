@@ -2,18 +2,10 @@
 // de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication".
 
 /**
- * True for V8 up to version 12, which moves all loads of a basic block before all sums. A step with six rows then needs
- * too many registers, spills, and runs at half the speed. A break that is never taken cuts each step into two smaller
- * blocks.
+ * The rows of a tile of C: as many as fit into 15 of the 16 vector registers of x86 (V8 uses one): 4 · 2 sums, 2 for b,
+ * and the rest for a and for products.
  */
-export const IS_CUT: bool = <bool>BUILD_IS_CUT
-
-/**
- * The rows of a tile of C: as many as fit into 15 of the 16 vector registers of x86 (V8 uses one). With fused
- * multiply-adds: 6 · 2 sums, 2 for b and 1 for a. If steps are cut: 5 · 2 sums, 2 for b and 3 for a. Without fused
- * multiply-adds, products need registers too, which leaves 4 rows.
- */
-export const ROWS: i32 = !ASC_FEATURE_RELAXED_SIMD ? 4 : IS_CUT ? 5 : 6
+export const ROWS: i32 = 4
 
 /** The number of columns of a tile of C: as many as two vectors hold. */
 // @ts-ignore: decorator
@@ -22,11 +14,10 @@ export function columnsOf<T>(): i32 {
   return 32 / sizeof<T>()
 }
 
-/** Computes a · b + c: fused if the module is built with relaxed SIMD, else rounded twice. */
+/** Computes a · b + c, rounded twice: a fused multiply-add is a little faster, but not every machine has it. */
 // @ts-ignore: decorator
 @inline
 export function madd<T>(a: v128, b: v128, c: v128): v128 {
-  if (ASC_FEATURE_RELAXED_SIMD) return v128.relaxed_madd<T>(a, b, c)
   return v128.add<T>(c, v128.mul<T>(a, b))
 }
 
@@ -66,7 +57,7 @@ export class Tiles {
  *
  * Values that are not needed inside a tile stay in memory, because registers are scarce. Four steps in a turn of the
  * loop hide its cost. The loads before all tiles have a single purpose: V8 then keeps the address of each row in a
- * register, instead of adding it up before every load. For the breaks that are never taken see IS_CUT.
+ * register, instead of adding it up before every load.
  */
 export function multiplyTiles<T>(at: Tiles): void {
   const w = sizeof<T>()
@@ -76,8 +67,6 @@ export function multiplyTiles<T>(at: Tiles): void {
   v128.load_splat<T>(first, w)
   v128.load_splat<T>(first, 2 * w)
   v128.load_splat<T>(first, 3 * w)
-  if (ROWS > 4) v128.load_splat<T>(first, 4 * w)
-  if (ROWS > 5) v128.load_splat<T>(first, 5 * w)
   do {
     const zero = v128.splat<T>(0)
     let c00 = zero
@@ -88,10 +77,6 @@ export function multiplyTiles<T>(at: Tiles): void {
     let c21 = zero
     let c30 = zero
     let c31 = zero
-    let c40 = zero
-    let c41 = zero
-    let c50 = zero
-    let c51 = zero
     let depth = at.depth
     let a = at.a
     let b = at.b
@@ -107,20 +92,9 @@ export function multiplyTiles<T>(at: Tiles): void {
       x = v128.load_splat<T>(a, 2 * w)
       c20 = madd<T>(x, b0, c20)
       c21 = madd<T>(x, b1, c21)
-      if (IS_CUT) if (depth == -1) break
       x = v128.load_splat<T>(a, 3 * w)
       c30 = madd<T>(x, b0, c30)
       c31 = madd<T>(x, b1, c31)
-      if (ROWS > 4) {
-        x = v128.load_splat<T>(a, 4 * w)
-        c40 = madd<T>(x, b0, c40)
-        c41 = madd<T>(x, b1, c41)
-      }
-      if (ROWS > 5) {
-        x = v128.load_splat<T>(a, 5 * w)
-        c50 = madd<T>(x, b0, c50)
-        c51 = madd<T>(x, b1, c51)
-      }
       if (depth == 1) break
       const a1 = a + next
       b0 = v128.load(b, 32)
@@ -134,20 +108,9 @@ export function multiplyTiles<T>(at: Tiles): void {
       x = v128.load_splat<T>(a1, 2 * w)
       c20 = madd<T>(x, b0, c20)
       c21 = madd<T>(x, b1, c21)
-      if (IS_CUT) if (depth == -2) break
       x = v128.load_splat<T>(a1, 3 * w)
       c30 = madd<T>(x, b0, c30)
       c31 = madd<T>(x, b1, c31)
-      if (ROWS > 4) {
-        x = v128.load_splat<T>(a1, 4 * w)
-        c40 = madd<T>(x, b0, c40)
-        c41 = madd<T>(x, b1, c41)
-      }
-      if (ROWS > 5) {
-        x = v128.load_splat<T>(a1, 5 * w)
-        c50 = madd<T>(x, b0, c50)
-        c51 = madd<T>(x, b1, c51)
-      }
       if (depth == 2) break
       const a2 = a + 2 * next
       b0 = v128.load(b, 64)
@@ -161,20 +124,9 @@ export function multiplyTiles<T>(at: Tiles): void {
       x = v128.load_splat<T>(a2, 2 * w)
       c20 = madd<T>(x, b0, c20)
       c21 = madd<T>(x, b1, c21)
-      if (IS_CUT) if (depth == -3) break
       x = v128.load_splat<T>(a2, 3 * w)
       c30 = madd<T>(x, b0, c30)
       c31 = madd<T>(x, b1, c31)
-      if (ROWS > 4) {
-        x = v128.load_splat<T>(a2, 4 * w)
-        c40 = madd<T>(x, b0, c40)
-        c41 = madd<T>(x, b1, c41)
-      }
-      if (ROWS > 5) {
-        x = v128.load_splat<T>(a2, 5 * w)
-        c50 = madd<T>(x, b0, c50)
-        c51 = madd<T>(x, b1, c51)
-      }
       if (depth == 3) break
       const a3 = a + 3 * next
       b0 = v128.load(b, 96)
@@ -188,20 +140,9 @@ export function multiplyTiles<T>(at: Tiles): void {
       x = v128.load_splat<T>(a3, 2 * w)
       c20 = madd<T>(x, b0, c20)
       c21 = madd<T>(x, b1, c21)
-      if (IS_CUT) if (depth == -4) break
       x = v128.load_splat<T>(a3, 3 * w)
       c30 = madd<T>(x, b0, c30)
       c31 = madd<T>(x, b1, c31)
-      if (ROWS > 4) {
-        x = v128.load_splat<T>(a3, 4 * w)
-        c40 = madd<T>(x, b0, c40)
-        c41 = madd<T>(x, b1, c41)
-      }
-      if (ROWS > 5) {
-        x = v128.load_splat<T>(a3, 5 * w)
-        c50 = madd<T>(x, b0, c50)
-        c51 = madd<T>(x, b1, c51)
-      }
       a += 4 * next
       b += 128
       depth -= 4
@@ -214,8 +155,6 @@ export function multiplyTiles<T>(at: Tiles): void {
     put<T>(c + stride, accumulate, factor, c10, c11)
     put<T>(c + 2 * stride, accumulate, factor, c20, c21)
     put<T>(c + 3 * stride, accumulate, factor, c30, c31)
-    if (ROWS > 4) put<T>(c + 4 * stride, accumulate, factor, c40, c41)
-    if (ROWS > 5) put<T>(c + 5 * stride, accumulate, factor, c50, c51)
     at.a += at.aStep
     at.b += at.bStep
     at.c = c + at.cStep

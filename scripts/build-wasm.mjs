@@ -1,5 +1,5 @@
-// Compiles kernels-asm/ to WebAssembly, in the builds of src/kernels/module.ts, and embeds the bytes in
-// src/kernels/gen/. With --check it writes nothing, and fails if the embedded bytes differ from those of the sources.
+// Compiles kernels-asm/ to WebAssembly, and embeds the bytes in src/kernels/gen/. With --check it writes nothing, and
+// fails if the embedded bytes differ from those of the sources.
 import { readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -7,18 +7,13 @@ import asc from 'assemblyscript/asc'
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
 const MODULES = ['gemm', 'merge']
-const BUILDS = {
-  plain: ['--enable', 'simd', '--use', 'BUILD_IS_CUT=0'],
-  relaxed: ['--enable', 'simd,relaxed-simd', '--use', 'BUILD_IS_CUT=0'],
-  'relaxed cut': ['--enable', 'simd,relaxed-simd', '--use', 'BUILD_IS_CUT=1'],
-}
 
-async function compile(entry, options) {
+async function compile(entry) {
   let bytes
   const { error, stderr } = await asc.main(
     [
       `${entry}.ts`,
-      ...['-O3', '--noAssert', '--runtime', 'stub', ...options],
+      ...['-O3', '--noAssert', '--runtime', 'stub', '--enable', 'simd'],
       ...['--importMemory', '--noExportMemory', '--initialMemory', '1', '--maximumMemory', '65536'],
       ...['--outFile', 'out.wasm'],
     ],
@@ -36,26 +31,19 @@ async function compile(entry, options) {
       listFiles: () => [],
     },
   )
-  if (error) throw new Error(`${entry}.ts, ${options.join(' ')}: ${stderr.toString() || error.message}`)
+  if (error) throw new Error(`${entry}.ts: ${stderr.toString() || error.message}`)
   return bytes
 }
 
 const isCheck = process.argv.includes('--check')
 let stale = 0
 for (const entry of MODULES) {
-  const lines = [
-    `// Generated from kernels-asm/${entry}.ts by scripts/build-wasm.mjs.`,
-    `export const ${entry}Builds = {`,
-  ]
-  for (const [build, options] of Object.entries(BUILDS)) {
-    const bytes = await compile(entry, options)
-    // Repeated bytes stay repeated in hexadecimal: gzipped, a bundle takes half as much as with base64.
-    const hex = Buffer.from(bytes).toString('hex')
-    lines.push(`  ${build.includes(' ') ? `'${build}'` : build}: '${hex}',`)
-    console.log(`${entry}, ${build}: ${bytes.length} bytes`)
-  }
+  const bytes = await compile(entry)
+  console.log(`${entry}: ${bytes.length} bytes`)
+  // Repeated bytes stay repeated in hexadecimal: gzipped, a bundle takes half as much as with base64.
+  const hex = Buffer.from(bytes).toString('hex')
   const path = join(root, 'src', 'kernels', 'gen', `${entry}.ts`)
-  const text = `${lines.join('\n')}\n}\n`
+  const text = `// Generated from kernels-asm/${entry}.ts by scripts/build-wasm.mjs.\nexport const ${entry}Module = '${hex}'\n`
   if (!isCheck) writeFileSync(path, text)
   else if (text !== readFileSync(path, 'utf8')) {
     console.error(`src/kernels/gen/${entry}.ts is stale: run npm run build:wasm and commit the result`)

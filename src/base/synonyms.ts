@@ -119,6 +119,7 @@ const ADVICE: Readonly<Record<string, string>> = {
   'One process writes the whole result, in seconds for some GB: leave it out': 'shard shards share shares',
   'Give the same command again: it starts anew. Only a training goes on where it stopped': 'resume finish',
   'Results are always on the disk before they have their names: leave it out': 'fsync sync',
+  'Every merge writes the same bytes on every machine: leave it out': 'reproducible',
 }
 
 /** Other names of commands. They are separate because web pages have no commands. */

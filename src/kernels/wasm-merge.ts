@@ -1,9 +1,8 @@
-// The merge on WebAssembly SIMD. The plain build gives the same bytes as the reference loops on every machine. The
-// relaxed build uses fused multiply-adds: it is faster, and may differ in the last bit of a few weights.
+// The merge on WebAssembly SIMD. It gives the same bytes as the reference loops, on every machine.
 
 import type { WeightDtype } from '../base/dtype.js'
 import { type FloatArray, roundUp } from '../base/tensor.js'
-import { mergeBuilds } from './gen/merge.js'
+import { mergeModule } from './gen/merge.js'
 import {
   BLOCK_ELEMENTS,
   COLUMN_MULTIPLE,
@@ -13,7 +12,7 @@ import {
   type MergeResult,
   type RightBlock,
 } from './merge-kernel.js'
-import { type BuildName, compile, fastestBuilds, supports } from './module.js'
+import { compile } from './module.js'
 import { referenceMergeKernel } from './reference-merge.js'
 
 interface MergeExports {
@@ -50,23 +49,15 @@ const MAX_PAGES = 65536
 /** Bytes of one row of a panel: 8 f32 or 4 f64 columns. */
 const PANEL_ROW_BYTES = 32
 
-export function createWasmMergeKernel(byteLength: number, build: BuildName): MergeKernel | undefined {
-  const module = supports(build) ? compile(mergeBuilds[build]) : undefined
-  return module === undefined ? undefined : new WasmMergeKernel(build, module, byteLength)
-}
-
-/** Creates the fastest merge kernel of this host, for one thread. A reproducible one uses no fused multiply-adds. */
-export function createMergeKernel(byteLength: number, isReproducible: boolean): MergeKernel {
-  for (const build of isReproducible ? (['plain'] as const) : fastestBuilds()) {
-    const kernel = createWasmMergeKernel(byteLength, build)
-    if (kernel !== undefined) return kernel
-  }
-  return referenceMergeKernel(byteLength)
+/** Creates the fastest merge kernel of this host, for one thread. */
+export function createMergeKernel(byteLength: number): MergeKernel {
+  const module = compile(mergeModule)
+  return module === undefined ? referenceMergeKernel(byteLength) : new WasmMergeKernel(module, byteLength)
 }
 
 /** Its memory holds, in this order: job, terms, strip, chunk, block, packed right factor, the chunk's left factor. */
 class WasmMergeKernel implements MergeKernel {
-  readonly name: string
+  readonly name = 'wasm'
   readonly #memory = new WebAssembly.Memory({ initial: 1, maximum: MAX_PAGES })
   readonly #wasm: MergeExports
   readonly #byteLength: number
@@ -79,8 +70,7 @@ class WasmMergeKernel implements MergeKernel {
   #rank = 0
   #rightBytes = 0
 
-  constructor(build: BuildName, module: WebAssembly.Module, byteLength: number) {
-    this.name = `wasm ${build}`
+  constructor(module: WebAssembly.Module, byteLength: number) {
     const { exports } = new WebAssembly.Instance(module, { env: { memory: this.#memory } })
     this.#wasm = exports as unknown as MergeExports
     this.#byteLength = byteLength

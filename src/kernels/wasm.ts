@@ -3,13 +3,12 @@
 // callers never get an array that lies in WebAssembly's memory.
 
 import { type FloatArray, roundUp } from '../base/tensor.js'
-import { gemmBuilds } from './gen/gemm.js'
-import { type BuildName, compile, fastestBuilds, supports } from './module.js'
+import { gemmModule } from './gen/gemm.js'
+import { compile } from './module.js'
 import { type GemmOptions, type Kernels, referenceKernels } from './reference.js'
 
 /** The exports of kernels-asm/gemm.ts; addresses and strides in bytes. */
 interface GemmExports {
-  rowsOfTile(): number
   packLeft(
     size: number,
     from: number,
@@ -24,17 +23,13 @@ interface GemmExports {
   multiply(job: number): void
 }
 
-/** Takes the fastest build that the host has, unless one is named. */
-export function createWasmKernels(build?: BuildName): WasmKernels | undefined {
-  for (const name of build === undefined ? fastestBuilds() : [build]) {
-    const module = supports(name) ? compile(gemmBuilds[name]) : undefined
-    if (module !== undefined) return new WasmKernels(name, module)
-  }
-  return undefined
+export function createWasmKernels(): WasmKernels | undefined {
+  const module = compile(gemmModule)
+  return module && new WasmKernels(module)
 }
 
-/** Blocks consist of whole tiles, whose height is 4, 5 or 6 rows and whose width is 8 f32 or 4 f64 columns. */
-const ROW_MULTIPLE = 60
+/** Blocks consist of whole tiles of 4 rows and 8 columns of f32 or 4 columns of f64. Equal to ROWS in kernels-asm/. */
+const TILE_ROWS = 4
 const COLUMN_MULTIPLE = 8
 /** The most columns of a block. Wider blocks would not be faster: the left operand already comes from the cache. */
 const MAX_COLUMNS = 512
@@ -46,8 +41,8 @@ const MAX_DEPTH = 8192
 const MiB = 2 ** 20
 /** Memory for the left operand: 1,080 rows of 4,096 f32. Each pass over more rows packs the right operand again. */
 const LEFT_BYTES = 17 * MiB
-/** The largest line of tiles: 6 rows of f64 at the greatest depth. */
-const STAGING_BYTES = 6 * MAX_DEPTH * 8
+/** The largest line of tiles: rows of f64 at the greatest depth. */
+const STAGING_BYTES = TILE_ROWS * MAX_DEPTH * 8
 /** Room for a block of the right operand before it is packed. With 1 MiB products were 8 % slower. */
 const RIGHT_BYTES = 4 * MiB
 const PACKED_BYTES = DEPTH * MAX_COLUMNS * 8
@@ -68,9 +63,9 @@ function planBlocks(m: number, n: number, k: number, size: number) {
   const fitting = Math.floor(RIGHT_BYTES / (k * size) / COLUMN_MULTIPLE) * COLUMN_MULTIPLE
   const columns = Math.min(fitting, MAX_COLUMNS, roundUp(n, 2 * COLUMN_MULTIPLE))
   const capacity = Math.min(LEFT_BYTES / (k * size), C_BYTES / (columns * size))
-  const most = Math.floor(capacity / ROW_MULTIPLE) * ROW_MULTIPLE
+  const most = Math.floor(capacity / TILE_ROWS) * TILE_ROWS
   const passes = Math.ceil(m / most)
-  return { columns, rows: roundUp(Math.ceil(m / passes), ROW_MULTIPLE) }
+  return { columns, rows: roundUp(Math.ceil(m / passes), TILE_ROWS) }
 }
 
 /** A product C (m, n) = alpha · A·B, which may be added to C, or a slice of it with a depth of at most MAX_DEPTH. */
@@ -89,15 +84,14 @@ interface Block {
 
 /** Holds up to 25 MB of memory. */
 export class WasmKernels implements Kernels {
-  readonly name: string
+  readonly name = 'wasm'
   readonly #wasm: GemmExports
   readonly #f32: Float32Array
   readonly #f64: Float64Array
   readonly #i32: Int32Array
 
   /** @internal Use {@link createWasmKernels}. */
-  constructor(build: BuildName, module: WebAssembly.Module) {
-    this.name = `wasm ${build}`
+  constructor(module: WebAssembly.Module) {
     const pages = Math.ceil((C_START + C_BYTES) / PAGE_BYTES)
     const memory = new WebAssembly.Memory({ initial: pages, maximum: pages })
     this.#wasm = new WebAssembly.Instance(module, { env: { memory } }).exports as unknown as GemmExports
@@ -134,9 +128,8 @@ export class WasmKernels implements Kernels {
 
   #packLeft({ m, k, a, transposeA, start, depth }: Part, row: number, rows: number): void {
     const size = a.BYTES_PER_ELEMENT
-    const multiple = this.#wasm.rowsOfTile()
     const steps = transposeA ? Math.min(DEPTH, depth) : depth
-    const lines = Math.max(multiple, Math.floor(SLAB_BYTES / (steps * size) / multiple) * multiple)
+    const lines = Math.max(TILE_ROWS, Math.floor(SLAB_BYTES / (steps * size) / TILE_ROWS) * TILE_ROWS)
     for (let first = 0; first < rows; first += lines) {
       const count = Math.min(lines, rows - first)
       if (!transposeA) {
@@ -144,7 +137,7 @@ export class WasmKernels implements Kernels {
         this.#wasm.packLeft(size, STAGING_START, depth * size, true, first, count, rows, depth, LEFT_START)
         continue
       }
-      const padded = roundUp(rows, multiple)
+      const padded = roundUp(rows, TILE_ROWS)
       for (let p = 0; p < depth; p += DEPTH) {
         const slab = Math.min(DEPTH, depth - p)
         this.#copyIn(a, (start + p) * m + row + first, m, slab, count, STAGING_START)

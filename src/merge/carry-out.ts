@@ -11,7 +11,7 @@ import { ChunkMerger, type ChunkSource } from './weight.js'
 
 /** Threads that share the chunks of a merge. The sources and the output must be files of this machine. */
 export interface MergeThreads {
-  open(sources: readonly ByteSource[], isReproducible: boolean): Promise<ChunkSource[]>
+  open(sources: readonly ByteSource[]): Promise<ChunkSource[]>
   /** Runs the loop in this thread and the others, which share a counter. Returns the changes of the other threads. */
   run(segments: readonly Segment[], sink: ByteSink, loop: (counter: Int32Array) => Promise<void>): Promise<ChangeSums>
   write(sink: ByteSink, bytes: Uint8Array, offset: number): Promise<void>
@@ -31,10 +31,10 @@ export async function carryOut(
   if (out === merge.base || (await out.isSame?.(merge.base)) === true) {
     throw new FileError({ where: out.name, what: 'the output is the base itself', hint: 'Choose another place for it' })
   }
-  const { files, sources, others, isReproducible } = merge
+  const { files, sources, others } = merge
   await merge.prepare()
-  const readers = (await threads?.open(sources, isReproducible)) ?? sources
-  const merger = new ChunkMerger(readers, isReproducible)
+  const readers = (await threads?.open(sources)) ?? sources
+  const merger = new ChunkMerger(readers)
   const sums = new ChangeSums()
   const totalBytes = sizeOf(files)
   let writtenBytes = 0

@@ -51,7 +51,7 @@ export async function openMerge(input: MergeInput, chosen: ChosenFormat, models?
 
 async function finished({ input, opened, config, fit, plan, close }: OpenPlan) {
   if (plan === undefined) throw fit.problems[0]
-  const { base, chosen, sources, reproducible: isReproducible = false, weightsOnly = false } = input
+  const { base, chosen, sources, weightsOnly = false } = input
   const { files, index, edit } = plan
   await requireFiniteReplacements(opened)
   const hasConfig = config !== undefined && !weightsOnly
@@ -76,9 +76,8 @@ async function finished({ input, opened, config, fit, plan, close }: OpenPlan) {
     format: chosen.format,
     base: base.directory,
     sources,
-    isReproducible,
     /** Computes the norms of DoRA layers, which need whole weights. */
-    prepare: () => computeScales(files, sources, opened.magnitudes, isReproducible),
+    prepare: () => computeScales(files, sources, opened.magnitudes),
     close,
   }
 }

@@ -51,11 +51,6 @@ export interface MergeSettings {
    * weights are written anyway.
    */
   weightsOnly?: boolean | undefined
-  /**
-   * Writes the same bytes on every machine. The default, false, is a little faster, but the last bits of the weights
-   * depend on the machine.
-   */
-  reproducible?: boolean | undefined
   /** Module name → name of its node or its weight, if the names in the .onnx file do not tell. */
   modules?: ModuleMap | undefined
   /**

@@ -61,11 +61,8 @@ export class ChunkMerger {
   /** Factor B (d, r·E) of each layer with experts. It is kept, because the next chunk usually needs the same. */
   readonly #stacks = new Map<number, Stack>()
 
-  constructor(
-    private readonly sources: readonly ChunkSource[],
-    private readonly isReproducible: boolean,
-  ) {
-    this.#kernel = createMergeKernel(CHUNK_BYTES, isReproducible)
+  constructor(private readonly sources: readonly ChunkSource[]) {
+    this.#kernel = createMergeKernel(CHUNK_BYTES)
   }
 
   /** Merges a chunk. Right factors are read with the first chunk of a weight, rows of left factors with each chunk. */
@@ -169,7 +166,7 @@ export class ChunkMerger {
     const [size, written] = [sizeOf(from), sizeOf(to)]
     const changes: ChunkChange[] = []
     for (const [i, { column: first, weight: window }] of windows.entries()) {
-      this.#inner[i] ??= new ChunkMerger(this.sources, this.isReproducible)
+      this.#inner[i] ??= new ChunkMerger(this.sources)
       const inner = this.#inner[i]
       await inner.#readFactors(window, chunk.row, rows)
       const width = window.columns
@@ -371,10 +368,9 @@ export async function computeScales(
   files: readonly Pick<OutputFile, 'segments'>[],
   sources: readonly ByteSource[],
   magnitudes: readonly LayerMagnitude[],
-  isReproducible: boolean,
 ): Promise<void> {
   if (magnitudes.length === 0) return
-  const merger = new ChunkMerger(sources, isReproducible)
+  const merger = new ChunkMerger(sources)
   const bySource = new Map(magnitudes.map((magnitude) => [magnitude.layer.scales!.source, magnitude]))
   for (const segment of files.flatMap(({ segments }) => segments)) {
     if (segment.weight === undefined) continue

@@ -74,7 +74,7 @@ describe.each(['SIGINT', 'SIGTERM', 'SIGHUP'] as const)('%s', (signal) => {
   it('stops a merge, which leaves nothing, and the same command starts again', async () => {
     const { base, adapter } = await large(scratch)
     const whole = join(scratch, 'whole merge')
-    const args = ['merge', '--base', base, '--adapter', adapter, '--reproducible']
+    const args = ['merge', '--base', base, '--adapter', adapter]
     if (!existsSync(whole)) expect((await lowrank(...args, '--out', whole)).code).toBe(0)
     const out = join(scratch, `stopped by ${signal}`)
     const files = () => hiddenBeside(out).flatMap((work) => readdirSync(work, { recursive: true, encoding: 'utf8' }))

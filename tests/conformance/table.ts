@@ -51,7 +51,7 @@ The table above is about checkpoints. Sessions and merges of \`.onnx\` graphs ar
 
 - [tests/infer/kinds.test.ts](../tests/infer/kinds.test.ts): each kind of part that a session takes, on exports by both exporters of PyTorch, with PEFT’s logits to 1e-5
 - [tests/merge/onnx-kinds.test.ts](../tests/merge/onnx-kinds.test.ts): the same parts merged into graphs
-- [tests/merge/chunks/golden.test.ts](../tests/merge/chunks/golden.test.ts): in bf16, at least 99.99 % of the merged values are equal to the float64 result after one rounding. With \`reproducible\`, four adapters change 1,327,104 values, and all but 3 are equal to PyTorch’s float32 sums, rounded once. These 3 differ by the smallest difference that the type can store
+- [tests/merge/chunks/golden.test.ts](../tests/merge/chunks/golden.test.ts): in bf16, at least 99.99 % of the merged values are equal to the float64 result after one rounding. Four adapters change 1,327,104 values, and all but 3 are equal to PyTorch’s float32 sums, rounded once. These 3 differ by the smallest difference that the type can store
 
 ## Training
 

@@ -58,7 +58,7 @@ function run(): PageResult {
   const [out, expected] = [new Float32Array(m * n), new Float32Array(m * n)]
   gemm({ ...product, out })
   referenceKernels.gemm({ ...product, out: expected })
-  const kernel = createMergeKernel(4096, true)
+  const kernel = createMergeKernel(4096)
   const reference = mergedBytes(referenceMergeKernel(4096))
   const base = { data: wave(64 * 48), shape: [64, 48] as const }
   const layer = new LoraLayer(base)

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest'
 import { referenceKernels } from '../../src/kernels/reference.js'
-import { createWasmKernels, type WasmKernels } from '../../src/kernels/wasm.js'
+import { createWasmKernels } from '../../src/kernels/wasm.js'
 import { createMergeKernel } from '../../src/kernels/wasm-merge.js'
 import { disposeKernels, LoraLayer } from '../../src/node.js'
 import { kernelSuite } from './suite.js'
@@ -42,8 +42,10 @@ const CUT = [
   return { name: `${m} × ${n} × ${k}`, products }
 })
 
-function cutSuite(kernels: WasmKernels): void {
-  test.each(CUT)(`${kernels.name}: $name, in all forms`, ({ products }) => {
+describe('on WebAssembly', () => {
+  const kernels = createWasmKernels()!
+  kernelSuite(kernels)
+  test.each(CUT)('$name, in all forms', ({ products }) => {
     for (const { product, c, expected, tolerance } of products) {
       const out = c.slice()
       kernels.gemm({ ...product, out })
@@ -52,20 +54,6 @@ function cutSuite(kernels: WasmKernels): void {
       expect(worst).toBeLessThan(tolerance)
     }
   })
-}
-
-for (const build of ['plain', 'relaxed', 'relaxed cut'] as const) {
-  const kernels = createWasmKernels(build)
-  // Node 20 has no relaxed SIMD.
-  if (kernels === undefined) continue
-  describe(build, () => {
-    kernelSuite(kernels)
-    cutSuite(kernels)
-  })
-}
-
-test('this host runs the plain build at least', () => {
-  expect(createWasmKernels('plain')?.name).toBe('wasm plain')
 })
 
 test('arrays that callers hold stay as they are when the kernels’ memory grows or goes', () => {
@@ -81,7 +69,7 @@ test('arrays that callers hold stay as they are when the kernels’ memory grows
   const output = layer.forward(input)
   const held = [input, output, layer.weightA, layer.weightB, layer.baseWeight!, layer.effectiveWeight(), layer.delta()]
   const before = held.map(({ data }) => data.slice())
-  const kernel = createMergeKernel(4096, true)
+  const kernel = createMergeKernel(4096)
   for (const rank of [8, 64, 1024]) kernel.begin(rank, 4096, 'fp32')
   const large = new LoraLayer(wave(700, 600))
   large.weightB = wave(700, 8)

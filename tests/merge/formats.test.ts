@@ -117,7 +117,7 @@ describe('what a format cannot honor is refused by name, and nothing is left', (
   })
 
   it('and what each honors is done', async () => {
-    const done = { tied: 'untie', outDtype: 'keep', reproducible: true } as const
+    const done = { tied: 'untie', outDtype: 'keep', weightsOnly: true } as const
     const report = await merge({ base: MODEL, out: place('done.onnx'), ...here, ...done })
     expect(report).toMatchObject({ format: 'onnx', changed: 12 })
     // Compares some elements with W + s·B·A, computed by plain loops in f64. The merged weight is f32, so it may differ

@@ -92,7 +92,7 @@ async function merged({ name, dtype, shape, isInputMajor, parts, values }: Targe
     else replaceRows(edit, replacement, lines.axis === 1, '')
   }
   const segments = segmentsOf({ ...edit.base, layers: edit.layers, ...edit.placed }, 0)
-  await computeScales([{ segments }], sources, magnitudes, true)
+  await computeScales([{ segments }], sources, magnitudes)
   const reads: number[] = []
   const [stored] = sources
   sources[0] = {
@@ -104,7 +104,7 @@ async function merged({ name, dtype, shape, isInputMajor, parts, values }: Targe
       return stored.read(offset, byteLength)
     },
   }
-  const merger = new ChunkMerger(sources, true)
+  const merger = new ChunkMerger(sources)
   const sums = new ChangeSums()
   const chunks: Uint8Array[] = []
   for (const segment of segments) {

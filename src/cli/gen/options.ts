@@ -55,7 +55,6 @@ export const FLAGS = {
     outDtype: { form: 'word', about: 'type of the weights that are written; all fp64, fp32, fp16 and bf16 tensors are converted. Default keep. Not for .onnx', words: ['keep', 'fp32', 'fp16', 'bf16'] },
     maxShardBytes: { form: 'number', about: 'largest size of a weight file in bytes. Default: the same files as the base. Not for .onnx', range: 'an integer of at least 1' },
     weightsOnly: { form: 'switch', about: 'writes only the weights, without the base’s configuration and tokenizer. Default false. If --out is a file, only weights are written anyway' },
-    reproducible: { form: 'switch', about: 'writes the same bytes on every machine. The default, false, is a little faster, but the last bits of the weights depend on the machine' },
     modules: { form: 'pairs', about: 'module name → name of its node or its weight, if the names in the .onnx file do not tell' },
     overwrite: { form: 'switch', about: 'replaces an output that a merge wrote' },
     threads: { form: 'number', about: 'number of threads, including the calling thread. Default: one for each core, at most 4', range: 'an integer in [1, 1024]' },
@@ -71,7 +70,6 @@ export const FLAGS = {
     allowMissing: { form: 'switch', about: 'leaves out layers that an .onnx export dropped, and continues if a head needs tensors that neither the base nor the adapters have: loaders fill them with random numbers' },
     maxShardBytes: { form: 'number', about: 'largest size of a weight file in bytes. Default: the same files as the base. Not for .onnx', range: 'an integer of at least 1' },
     weightsOnly: { form: 'switch', about: 'writes only the weights, without the base’s configuration and tokenizer. Default false. If --out is a file, only weights are written anyway' },
-    reproducible: { form: 'switch', about: 'writes the same bytes on every machine. The default, false, is a little faster, but the last bits of the weights depend on the machine' },
   },
   PushOptions: {
     public: { form: 'switch', about: 'makes a new repository public. Default: only you, or your organization, can see it' },

@@ -71,7 +71,6 @@ export const MERGE_OPTIONS: OptionTable = {
   outDtype: anyOf(oneOf('keep'), oneOf('fp32', 'fp16', 'bf16')),
   maxShardBytes: ranged('an integer of at least 1'),
   weightsOnly: BOOLEAN,
-  reproducible: BOOLEAN,
   modules: OBJECT,
   overwrite: BOOLEAN,
   threads: ranged('an integer in [1, 1024]'),
@@ -91,7 +90,6 @@ export const UNMERGE_OPTIONS: OptionTable = {
   allowMissing: BOOLEAN,
   maxShardBytes: ranged('an integer of at least 1'),
   weightsOnly: BOOLEAN,
-  reproducible: BOOLEAN,
 }
 
 export const PUSH_OPTIONS: OptionTable = {

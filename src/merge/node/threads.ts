@@ -36,10 +36,10 @@ export class NodeThreads implements MergeThreads {
     this.#workers = Array.from({ length: threads - 1 }, () => connect<MergeThread>(spawnNodeWorker(entry)))
   }
 
-  async open(sources: readonly ByteSource[], isReproducible: boolean): Promise<ChunkSource[]> {
+  async open(sources: readonly ByteSource[]): Promise<ChunkSource[]> {
     const readables = await Promise.all(sources.map(readableOf))
     this.#started = this.#workers.map(async ({ remote }) => {
-      const error = await remote.open(readables, isReproducible).catch((reason) => reason)
+      const error = await remote.open(readables).catch((reason) => reason)
       if (error !== undefined && !SCARCE.includes(codeOf(error.cause) ?? '')) throw error
       return error === undefined
     })

@@ -12,8 +12,8 @@ import { type OpenFile, type Readable, readerOf, writeFully } from './open-files
 export class MergeThread {
   #merger: ChunkMerger | undefined
 
-  open(sources: readonly Readable[], isReproducible: boolean): void {
-    this.#merger = new ChunkMerger(sources.map(readerOf), isReproducible)
+  open(sources: readonly Readable[]): void {
+    this.#merger = new ChunkMerger(sources.map(readerOf))
   }
 
   async merge(segments: readonly Segment[], output: OpenFile, counter: Int32Array): Promise<ChangeSums['byName']> {

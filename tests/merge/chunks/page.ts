@@ -71,7 +71,6 @@ async function run(): Promise<PageResult> {
   const merged = await folderOf('merged')
   let progress: MergeProgress = { writtenBytes: 0, totalBytes: 0 }
   const { changed } = await mergeCheckpoint(base, adapter, new HandleDirectory(merged), {
-    reproducible: true,
     onProgress: (now) => {
       progress = now
     },
@@ -86,14 +85,13 @@ async function run(): Promise<PageResult> {
   })
   const received = new Response(pieces.readable as ReadableStream<Uint8Array<ArrayBuffer>>).arrayBuffer()
   await mergeCheckpoint(base, adapter, new StreamDirectory(() => pieces.writable), {
-    reproducible: true,
     weightsOnly: true,
     maxShardBytes: 2 ** 40,
   })
   const stream = await digest(await received)
 
   const unmerged = await folderOf('unmerged')
-  await unmergeCheckpoint(new HandleDirectory(merged), adapter, new HandleDirectory(unmerged), { reproducible: true })
+  await unmergeCheckpoint(new HandleDirectory(merged), adapter, new HandleDirectory(unmerged))
 
   const stopped = await folderOf('stopped')
   const controller = new AbortController()
@@ -116,7 +114,7 @@ async function run(): Promise<PageResult> {
     ),
   }
   return {
-    kernel: createMergeKernel(64, true).name,
+    kernel: createMergeKernel(64).name,
     isIsolated: globalThis.crossOriginIsolated,
     folder: await digestsOf(merged),
     changed,
