@@ -106,7 +106,7 @@ function along(data: Uint8Array, outer: number, inner: number, windows: readonly
   return result
 }
 
-/** Windows of the nearest pixel alone. */
+/** Returns windows that hold only the nearest pixel. */
 function nearest(from: number, to: number): Window[] {
   const step = from / to
   let at = step / 2

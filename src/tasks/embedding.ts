@@ -266,10 +266,10 @@ function sameTexts(examples: readonly RelatedExample[]): (text: number, candidat
 }
 
 interface Vector {
-  /** Scaled to length 1, in f64. */
+  /** The vector, scaled to length 1. */
   readonly direction: Float64Array
   readonly norm: number
-  /** By the direction. */
+  /** The derivative of the loss by `direction`. */
   gradient?: Float64Array
 }
 
@@ -293,7 +293,7 @@ export class Cosines {
     return this.#groups.length - 1
   }
 
-  /** Between text i and the partner (group 1) or the negative (group 2) of example j. */
+  /** Returns the cosine between text i and the partner (group 1) or the negative (group 2) of example j. */
   of(i: number, group: number, j: number): number {
     const [a, b] = [this.#groups[0][i].direction, this.#groups[group][j].direction]
     let sum = 0
@@ -301,7 +301,7 @@ export class Cosines {
     return sum
   }
 
-  /** Adds the derivative of the loss by {@link of} to the gradients. */
+  /** Adds to the gradients what a cosine contributes. `slope` is the derivative of the loss by this cosine. */
   add(i: number, group: number, j: number, slope: number): void {
     const [a, b] = [this.#groups[0][i], this.#groups[group][j]]
     a.gradient ??= new Float64Array(a.direction.length)
@@ -312,7 +312,7 @@ export class Cosines {
     }
   }
 
-  /** For the unscaled vectors of each group: (g − (g·u)·u) / ‖v‖ */
+  /** Returns the gradients for the unscaled vectors v of each group: (g − (g·u)·u) / ‖v‖ with u = v / ‖v‖. */
   gradients(): Float32Array[][] {
     return this.#groups.map((vectors) =>
       vectors.map(({ direction, norm, gradient = new Float64Array(direction.length) }) => {

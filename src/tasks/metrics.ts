@@ -86,8 +86,8 @@ export function severalMetrics(
 }
 
 /**
- * Computes ROC AUC: the chance that a record with the label has a higher score than one without. Ties count half. By
- * the sum of ranks, as Mann and Whitney's U.
+ * Computes ROC AUC: the chance that a record with the label has a higher score than one without. Ties count half. It
+ * follows from a sum of ranks, like Mann and Whitney's U.
  */
 export function areaUnderCurve(truth: readonly boolean[], scores: readonly number[]): number {
   const ranks = placesOf(scores).filter((_, i) => truth[i])

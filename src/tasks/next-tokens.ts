@@ -27,7 +27,7 @@ export function chooseTargets(graph: ObjectiveGraph, model: Model, times?: numbe
 }
 
 /**
- * Chooses the logits that have a target. Alone for losses of whole distributions, which need not know the targets.
+ * Chooses the logits that have a target. Losses that compare whole distributions use only these, and no targets.
  *
  * @param times sequences that were measured for each sequence of {@link tokenProbe}; undefined for an encoder-decoder
  */

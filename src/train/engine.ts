@@ -108,7 +108,7 @@ class HeldWeights {
   readonly #setup: EngineSetup
   readonly #state: EngineState
   readonly #lastGood: Float32Array[]
-  /** The sums of the gradients since the last step; empty without any. */
+  /** The sums of the gradients since the last step. It is empty if there are none. */
   #sums: Float32Array[] = []
 
   constructor(setup: EngineSetup, state: EngineState) {

@@ -1,7 +1,7 @@
 // AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) on flat arrays, as torch.optim.AdamW computes it, and clipping
 // by the global gradient norm (Pascanu et al. 2013, arXiv 1211.5063).
 
-/** As PyTorch and transformers have them. */
+/** The defaults of PyTorch and transformers. */
 export const ADAMW = { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 }
 
 export interface AdamWOptions {

@@ -116,7 +116,7 @@ async function checkOpened(options: OpenedInput, preview: number): Promise<DataR
 
 class Records {
   task: Task | undefined
-  /** One for each record that can be read. */
+  /** The hash of each record that can be read. */
   readonly hashes: number[] = []
   readonly forms = new Map<string, number>()
   readonly labels = new Map<string, number>()
