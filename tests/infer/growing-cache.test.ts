@@ -8,7 +8,9 @@ import { Graph } from '../../src/graph/view/graph.js'
 import { generate } from '../../src/infer/generate/generate.js'
 import { GrowingCache } from '../../src/infer/generate/growing-cache.js'
 import { argmax } from '../../src/infer/generate/next-token.js'
+import { freeTensors } from '../../src/infer/generate/row-cache.js'
 import { ModelSession } from '../../src/infer/model-session.js'
+import type { RuntimeTensor } from '../../src/runtime/runtime.js'
 import { makeAdapter, openModel, recordingRuntime } from './models.js'
 
 const model = await openModel('models/union-3m')
@@ -54,6 +56,20 @@ it('frees the arrays that it no longer needs, without waiting for the garbage co
   cache.release()
   cache.release()
   expect(later.byteLength).toBe(0)
+})
+
+it('frees tensors on a GPU, whose data cannot be read then', () => {
+  const tensor = {
+    location: 'gpu-buffer',
+    dispose() {
+      this.location = 'none'
+    },
+    get data(): never {
+      throw new Error('The tensor is disposed.')
+    },
+  }
+  freeTensors([tensor as unknown as RuntimeTensor])
+  expect(tensor.location).toBe('none')
 })
 
 it('texts of a batch that begin at other lengths and end one after the other', async () => {

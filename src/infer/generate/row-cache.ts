@@ -123,8 +123,9 @@ export function joinRows(
 
 /** Frees the memory of tensors at once, on the GPU and here. */
 export function freeTensors(tensors: readonly RuntimeTensor[]): void {
+  const inMemory = tensors.filter((tensor) => !isOnGpu(tensor))
   freeOnGpu(...tensors)
-  freeBuffers(tensors.filter((tensor) => !isOnGpu(tensor)).map(({ data }) => data.buffer))
+  freeBuffers(inMemory.map(({ data }) => data.buffer))
 }
 
 /** Below so many bytes, to free memory at once takes longer than it is worth. */
