@@ -1,5 +1,5 @@
-// Large vocabularies train in blocks. Golden models are too small for that, so this test compares training in blocks to
-// training without.
+// Layers with at least 512 columns train with products that add in place, and large vocabularies train in blocks.
+// Golden models are too small for both, so this test compares training with both to training with neither.
 
 import { expect, it } from 'vitest'
 import { Random } from '../../src/base/random.js'
@@ -58,6 +58,7 @@ it('has the loss and the gradients of plain products and whole logits', async ()
     const graph = await buildTrainingGraph(model, runtime, causalOf(model), { layers, ...options })
     const operators = graph.proto.graph?.node.map(({ opType }) => opType)
     expect(operators?.includes('Scan')).toBe(!isWhole)
+    expect(operators?.includes('FusedConv')).toBe(!isWhole)
     const feeds = graph.feeds(collated(causalOf(model), batch), { normalizer: targetCount(batch) })
     for (const { name, input, shape } of graph.parameters) {
       const values = factors.get(name) ?? normals(random, shape, 0.05)

@@ -4,7 +4,7 @@ import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { beforeSwap, lastSwapped } from '../gradients/matmul.js'
 import { isFloat } from '../shapes/plain-shapes.js'
 import { isStatic, mapShape, type ProbedShape, type ShapeMap } from '../shapes/shapes.js'
-import { intAttribute, intsAttribute, makeAttribute } from '../view/attributes.js'
+import { floatAttribute, intAttribute, intsAttribute, makeAttribute } from '../view/attributes.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { unrepeated } from './attention.js'
@@ -49,6 +49,30 @@ export function fuseTransposes(graph: Graph): void {
   }
   graph.requireOpset('com.microsoft', 1)
   graph.prune()
+}
+
+/** From so many columns on, the copy that a Gemm makes takes longer than the reshapes of a convolution. */
+const WIDE = 512
+
+/**
+ * Turns products that are added to a value into 1 × 1 convolutions, which add in place. A Gemm would copy the value.
+ */
+export function addInPlace(graph: Graph, shapes: ShapeMap): void {
+  const g = new Builder(graph, 'in place')
+  for (const node of graph.nodes) {
+    const [low, factor, sum] = node.input
+    const [, width] = shapes.get(factor)?.dims ?? []
+    const isPlain = node.attribute.every(({ name, i }) => name === 'alpha' || (name.startsWith('trans') && i === 0n))
+    if (node.opType !== 'Gemm' || !sum || !isPlain || !(width >= WIDE) || graph.initializers.has(factor)) continue
+    const isWhole = shapes.get(sum)?.dims.join() === shapes.get(node.output[0])?.dims.join()
+    if (!isWhole || !onlyReader(graph, sum, 'Gemm')) continue
+    const alpha = floatAttribute(node, 'alpha', 1)
+    const scaled = alpha === 1 ? factor : g.mul(factor, g.float(alpha))
+    const inputs = [g.unsqueeze(scaled, [0]), g.unsqueeze(low, [2]), '', g.unsqueeze(sum, [0])]
+    const y = g.op('com.microsoft:FusedConv', inputs, { kernel_shape: [1] })
+    graph.replace(node, [g.reshape(y, g.int([-1, width]))])
+  }
+  graph.requireOpset('com.microsoft', 1)
 }
 
 /** Fuses γ·x/√(mean x² + ε) over the last axis. */

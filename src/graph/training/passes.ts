@@ -6,7 +6,7 @@ import type { OnnxModel } from '../../formats/onnx/model.js'
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import type { Feeds, SessionOpener } from '../../runtime/runtime.js'
 import { setAccuracyLevel } from '../accuracy-level.js'
-import { fuseTransposes, rewriteAttention, shareKeys } from '../fuse/for-training.js'
+import { addInPlace, fuseTransposes, rewriteAttention, shareKeys } from '../fuse/for-training.js'
 import { fuseGelu } from '../fuse/gelu.js'
 import { buildBackward, checkDifferentiable, type GradientPath, gradientPath } from '../gradients/backward.js'
 import { valueInfo } from '../inject/inject.js'
@@ -131,6 +131,7 @@ export function addGradients(work: Work): void {
   const { tokens = Number.POSITIVE_INFINITY, attentionRows } = options
   const elements = (shape: ProbedShape) => typicalElements(shape, lengths)
   const recomputed = recompute(graph, shapes, LOSS, { elements, tokens, isLong: attentionRows !== undefined })
+  if (options.isOptimized) addInPlace(graph, shapes)
   computeFirst(graph, LOSS)
 
   const isReshape = ({ opType, input }: NodeProto) => opType === 'Reshape' && isFloat(graph, input[0])
