@@ -407,7 +407,7 @@ export async function writeTogether<T>(
  */
 const MAX_JSON_BYTES = 1 << 28
 
-/** The longest text to read. Texts are chat templates, of which the longest known have about 20 kB. */
+/** The largest text file to read. All of them are chat templates, and the largest that we know has about 20 kB. */
 const MAX_TEXT_BYTES = 1_000_000
 
 export async function readText(directory: Directory, path: string): Promise<string> {

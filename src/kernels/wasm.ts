@@ -39,7 +39,7 @@ const DEPTH = 256
 const MAX_DEPTH = 8192
 
 const MiB = 2 ** 20
-/** Memory for the left operand: 1,080 rows of 4,096 f32. Each pass over more rows packs the right operand again. */
+/** Memory for the left operand: 1,088 rows of 4,096 f32. Each pass over more rows packs the right operand again. */
 const LEFT_BYTES = 17 * MiB
 /** The largest line of tiles: rows of f64 at the greatest depth. */
 const STAGING_BYTES = TILE_ROWS * MAX_DEPTH * 8

@@ -312,7 +312,7 @@ export async function answer(
     send(i, rows[i].reader.end(result.text), result.logprobs?.slice(rows[i].scored) ?? [])
     if (events !== undefined) event([form.end(i, result, rows[i].reader)])
   }
-  // Only /v1/completions has `echo`, and its prompts are no chats.
+  // Only /v1/completions has `echo`, and its prompts are texts, not chats.
   const texts = prompts as readonly (string | TokenPrompt)[]
   const echoed = echo && (await Promise.all(texts.map((text) => scorePrompt(session, text, adapter, echo.scores))))
   const ofPrompts = results.filter((_, i) => i % n === 0)

@@ -231,56 +231,6 @@ it.each([undefined, { 0: 'a', 1: 'b', 2: 'c' }])(
   },
 )
 
-it('documents are ranked, and pairs scored, by the label of a model that has one', async () => {
-  const folder = mkdtempSync(join(tmpdir(), 'lowrank-one-label-'))
-  const classifier = goldenPath('text-classification', 'classifier')
-  cpSync(classifier, folder, { recursive: true })
-  const config = JSON.parse(readFileSync(join(folder, 'config.json'), 'utf8'))
-  writeFileSync(
-    join(folder, 'config.json'),
-    JSON.stringify({ ...config, id2label: { 0: 'fits' }, label2id: { fits: 0 } }),
-  )
-  const file = join(folder, 'onnx', 'model.onnx')
-  const proto = fromBinary(ModelProtoSchema, readFileSync(file))
-  const { graph } = proto
-  const head = graph!.node.find(({ output }) => output.includes('logits'))!
-  head.output = head.output.map((name) => (name === 'logits' ? 'every_logit' : name))
-  const zero = { name: 'first', dataType: 7, dims: [1n], int64Data: [0n] }
-  graph!.initializer.push(create(TensorProtoSchema, zero))
-  const axis = { name: 'axis', type: 2, i: 1n }
-  graph!.node.push(
-    create(NodeProtoSchema, {
-      opType: 'Gather',
-      input: ['every_logit', 'first'],
-      output: ['logits'],
-      attribute: [axis],
-    }),
-  )
-  writeFileSync(file, toBinary(ModelProtoSchema, proto))
-  const [one, all] = await Promise.all([folder, classifier].map((path) => createHandler({ model: path })))
-  const ask = async (own: Handler, path: string, body: object) => {
-    const headers = { 'content-type': 'application/json' }
-    return own(new Request(`http://localhost${path}`, { method: 'POST', headers, body: JSON.stringify(body) }))
-  }
-  const documents = ['a grim night', 'a good day', 'the sea']
-  const pairs = documents.map((textPair) => ({ text: 'a good day', textPair }))
-  const wanted = (await all.session.classify(pairs)).map(({ logits }) => 1 / (1 + Math.exp(-logits[0])))
-  const { data } = await (await ask(one, '/v1/score', { text_1: 'a good day', text_2: documents })).json()
-  data.forEach(({ score }: { score: number }, i: number) => void expect(score).toBeCloseTo(wanted[i], 5))
-  const { results } = await (await ask(one, '/v1/rerank', { query: 'a good day', documents })).json()
-  const order = [0, 1, 2].sort((a, b) => wanted[b] - wanted[a])
-  expect(results.map(({ index }: { index: number }) => index)).toEqual(order)
-  const labelled = await (await ask(all, '/classify', { input: documents })).json()
-  const labels = await all.session.classify(documents)
-  labels.forEach(({ label }, index) => {
-    expect(labelled.data[index]).toMatchObject({ index, label, num_classes: Object.keys(config.id2label).length })
-    expect(labelled.data[index].probs.reduce((sum: number, value: number) => sum + value, 0)).toBeCloseTo(1, 5)
-  })
-  expect((await ask(all, '/v1/score', { text_1: 'a', text_2: documents })).status).toBe(400)
-  await Promise.all([one.close(), all.close()])
-  rmSync(folder, { recursive: true })
-})
-
 it.each(['encoder', 'classifier'])('probabilities are in the order of the labels: a head on the %s', async (name) => {
   const golden = goldenPath('text-classification', name, 'golden')
   const { rows, labels, logits } = JSON.parse(readFileSync(join(golden, 'golden.json'), 'utf8'))

@@ -1,4 +1,4 @@
-// What a server asks of its training. `trainingIn` keeps a training in a folder.
+// The interface through which a server runs fine-tuning. `trainingIn` implements it with a folder.
 
 import type { Call } from '../route.js'
 import type { Completions } from './node/completions.js'

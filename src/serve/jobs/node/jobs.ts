@@ -24,7 +24,7 @@ import type { Message } from './trainer.js'
 /** How often a process that ended for no known reason is started again before it has taken another step. */
 const MAX_ATTEMPTS = 3
 
-/** What jobs know of the server that has them. */
+/** The parts of the server that its jobs use. */
 export interface ServerFacts {
   /** Names of the base; the first one is shown. */
   readonly names: readonly string[]
