@@ -15,10 +15,9 @@ import { readGraph } from '../graph/view/graph.js'
 import { ModelSession } from '../infer/model-session.js'
 import { LoraAdapter } from '../lora/adapter.js'
 import { namedLabels } from '../tasks/heads/heads.js'
-import { headBase } from '../tasks/heads/trained-head.js'
 import type { EncodeContext, OpenTask, Question, Task } from '../tasks/task.js'
 import { defaultTask } from '../tasks/task-of-row.js'
-import { loadTask, loadTaskOf } from '../tasks/tasks.js'
+import { loadTask, taskOfType } from '../tasks/tasks.js'
 import { checkParts } from '../train/check-options.js'
 import type { TrainInput } from '../train/options.js'
 import { longestOf } from '../train/record-lessons.js'
@@ -246,7 +245,7 @@ function withVerdicts(
 async function taskOf(model: Model, adapters: readonly LoraAdapter[], name: string | undefined): Promise<Task> {
   if (name !== undefined) return loadTask(name)
   const { taskType } = adapters[0]?.config ?? {}
-  const taskOfHead = taskType === undefined ? undefined : await loadTaskOf({ taskType }, headBase(model))
+  const taskOfHead = taskType === undefined ? undefined : await taskOfType(taskType)
   return taskOfHead ?? loadTask(defaultTask(model))
 }
 

@@ -21,7 +21,8 @@ import { NextTokens, PROBED_TARGETS, probeTargets, rowFeeds, targetsLength } fro
 import type { PicturedExample, PictureEncoder } from './pictures/encoder.js'
 import { type PicturedRecord, parsePictured } from './pictures/row-images.js'
 import type { EncodeContext, Encoded, Examples, OpenTask, Question, Task, TaskUse } from './task.js'
-import { predictedRows, tokenBatch, tokenProbe } from './token-batch.js'
+import { tokenBatch } from './token-batch.js'
+import { predictedRows, tokenProbe } from './token-probe.js'
 
 export const causalLm: Task<PicturedRecord, PicturedExample> = {
   name: 'causal-lm',

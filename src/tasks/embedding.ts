@@ -17,7 +17,8 @@ import { EMBEDDING_OPTIONS } from './gen/options.js'
 import { appendPooling, textVectors, tokenVectors, trainedPooling } from './heads/head-rows.js'
 import { meansOf, retrievalValues, spearman } from './metrics.js'
 import type { Evaluated, Examples, OpenTask, StepRun, Task } from './task.js'
-import { type EncodedTexts, encoderFeeds, encodeTexts, predictedRows, tokenProbe } from './token-batch.js'
+import { type EncodedTexts, encoderFeeds, encodeTexts } from './token-batch.js'
+import { predictedRows, tokenProbe } from './token-probe.js'
 
 export interface RelatedTexts {
   /** A text, its partner, and perhaps a negative. */

@@ -3,18 +3,17 @@
 import { DataError } from '../base/errors.js'
 import { objectOf } from '../base/options.js'
 import { PIXELS } from '../graph/inputs/family.js'
-import { checkImageInputs, imageFeeds } from '../graph/inputs/images.js'
+import { checkImageInputs } from '../graph/inputs/images.js'
 import type { Model } from '../graph/model-folder.js'
 import { type ImageSource, type Pixels, readImage } from '../images/image.js'
 import { isImageSource } from '../images/image-source.js'
-import { type ImageProcessor, imageProcessor } from '../images/processor.js'
-import type { Feeds } from '../runtime/runtime.js'
 import { fieldsOf } from '../text/records.js'
 import type { HeadBase } from './heads/heads.js'
 import { type Labeled, type LabelOptions, targetOf } from './labels/label-problems.js'
 import { type Inputs, labelParts } from './labels/label-task.js'
+import { pictureFeeds, processorOf } from './pictures/fitted.js'
 import type { Task } from './task.js'
-import { batchLength } from './token-batch.js'
+import { batchLength } from './token-probe.js'
 
 export interface LabeledImage extends Labeled {
   readonly image: ImageSource | Pixels
@@ -68,19 +67,6 @@ export const imageClassification: Task<LabeledImage, ImageExample, LabelOptions>
     const pixels = processorOf(model).fit(image as Pixels, `${where}, image`)
     return { examples: [{ pixels, label, where }], isTruncated: false }
   },
-}
-
-export function processorOf({ preprocessorConfig, config }: Model): ImageProcessor {
-  return imageProcessor(preprocessorConfig, config.image_size)
-}
-
-/** Feeds pictures that already have the model's size. */
-export function pictureFeeds(processor: ImageProcessor, pictures: readonly Uint8Array[]): Feeds {
-  const { width, height } = processor
-  const size = 3 * width * height
-  const values = new Float32Array(pictures.length * size)
-  pictures.forEach((pixels, i) => void processor.write(pixels, values.subarray(i * size, (i + 1) * size)))
-  return imageFeeds(values, pictures.length, height, width)
 }
 
 function imageInputs(model: Model, { graph }: HeadBase): Inputs<ImageExample> {

@@ -10,7 +10,7 @@ import type { ObjectiveGraph, RowChoice } from '../graph/training/objective-grap
 import type { Value } from '../graph/view/builder.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { Feeds } from '../runtime/runtime.js'
-import { ownLength, predictedRows, tokenProbe } from './token-batch.js'
+import { ownLength, predictedRows, tokenProbe } from './token-probe.js'
 
 /** Graph inputs of the loss: the rows that have a target, int64 (m), and [row, target], int64 (m, 2). */
 const ROWS = 'loss/rows'

@@ -13,16 +13,8 @@ import { checkVocabulary } from '../text/tokenizer.js'
 import { eosOf } from './causal-lm.js'
 import { NextTokens, PROBED_TARGETS, probeTargets, rowFeeds, targetsLength } from './next-tokens.js'
 import type { EncodeContext, OpenTask, Task } from './task.js'
-import {
-  batchLength,
-  encodeTexts,
-  ownLength,
-  PROBE_BATCHES,
-  productLength,
-  roundUp,
-  tokenBatch,
-  tokenLengths,
-} from './token-batch.js'
+import { encodeTexts, roundUp, tokenBatch } from './token-batch.js'
+import { batchLength, ownLength, PROBE_BATCHES, productLength, tokenLengths } from './token-probe.js'
 
 export interface Seq2SeqExample {
   /** Input of the encoder. */

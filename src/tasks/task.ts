@@ -1,14 +1,12 @@
 // A task: everything that differs between tasks, from rows of data to losses, metrics, help texts and model cards.
 
 import type { OptionTable } from '../base/options.js'
-import type { HeadForm } from '../families/family.js'
 import type { Model } from '../graph/model-folder.js'
 import type { Objective } from '../graph/training/objective-graph.js'
 import type { DecodeImage, ImageSource } from '../images/image.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import type { MessageOfParts } from '../text/chat.js'
 import type { ChatTemplate } from '../text/template.js'
-import type { HeadBase } from './heads/heads.js'
 import type { HeadOptions, TrainedHead } from './heads/trained-head.js'
 import type { ProblemType } from './labels/label-problems.js'
 import type { PictureEncoder } from './pictures/encoder.js'
@@ -100,8 +98,6 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   readonly lowerIsBetter?: readonly string[]
   /** Options that only this task takes. */
   readonly options?: OptionTable
-  /** The layers from the model's hidden states to the logits; undefined if the model's head is not known. */
-  headForm?(base: HeadBase): HeadForm | undefined
   /** Throws UnsupportedError, before any data is read, if the model does not suit the task. */
   check(model: Model): void
   /** Reads a row of data. Throws DataError if fields are missing or wrong. */

@@ -2,7 +2,6 @@
 
 import { attempt, ConfigError, didYouMean } from '../base/errors.js'
 import type { Model } from '../graph/model-folder.js'
-import type { HeadBase } from './heads/heads.js'
 import type { Task } from './task.js'
 
 const LOADERS = {
@@ -32,21 +31,15 @@ export async function loadTask(name: string): Promise<Task> {
   return (await LOADERS[name]()) as unknown as Task
 }
 
-/** Finds the task of an adapter by PEFT's task_type, or by the model's head if it has no type. */
-export async function loadTaskOf(
-  { taskType }: { taskType?: string | undefined },
-  base: HeadBase,
-): Promise<Task | undefined> {
-  for (const name of TASK_NAMES) {
-    const task = await loadTask(name)
-    if (task.peftType !== taskType) continue
-    if (taskType !== undefined || task.headForm?.(base) !== undefined) return task
-  }
-  return undefined
+const allTasks = () => Promise.all(TASK_NAMES.map(loadTask))
+
+/** Finds the first task with this task_type of PEFT. */
+export async function taskOfType(taskType: string): Promise<Task | undefined> {
+  return (await allTasks()).find(({ peftType }) => peftType === taskType)
 }
 
 export async function tasksFor(model?: Model): Promise<Task[]> {
-  const tasks = await Promise.all(TASK_NAMES.map(loadTask))
+  const tasks = await allTasks()
   return model === undefined ? tasks : tasks.filter((task) => canTrain(task, model))
 }
 

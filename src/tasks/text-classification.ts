@@ -8,7 +8,8 @@ import type { HeadBase } from './heads/heads.js'
 import { type Labeled, type LabelOptions, targetOf } from './labels/label-problems.js'
 import { type Inputs, labelParts } from './labels/label-task.js'
 import type { Task } from './task.js'
-import { type EncodedTexts, encoderFeeds, encodeTexts, tokenProbe } from './token-batch.js'
+import { type EncodedTexts, encoderFeeds, encodeTexts } from './token-batch.js'
+import { tokenProbe } from './token-probe.js'
 
 export interface LabeledText extends Labeled {
   readonly text: string

@@ -18,7 +18,8 @@ import { type LabelOptions, reported } from './labels/label-problems.js'
 import { flat, HeadTask, headParts, type Inputs } from './labels/label-task.js'
 import { classificationMetrics } from './metrics.js'
 import type { Evaluated, Examples, Task } from './task.js'
-import { type EncodedTexts, encoderFeeds, encodeTagged, ownLength, predictedRows, tokenLengths } from './token-batch.js'
+import { type EncodedTexts, encoderFeeds, encodeTagged } from './token-batch.js'
+import { ownLength, predictedRows, tokenLengths } from './token-probe.js'
 
 export interface TaggedExample extends Omit<EncodedTexts, 'isTruncated'>, Pick<TaggedText, 'tags' | 'where'> {
   /** The first token of each tagged word, in order. */

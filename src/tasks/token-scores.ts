@@ -9,7 +9,7 @@ import type { Feeds } from '../runtime/runtime.js'
 import { CausalLm } from './causal-lm.js'
 import { chooseTargets } from './next-tokens.js'
 import type { OpenTask } from './task.js'
-import { predictedRows } from './token-batch.js'
+import { predictedRows } from './token-probe.js'
 
 const GRADIENT = 'loss/gradient'
 const INVERSE_TEMPERATURE = 'loss/inverseTemperature'

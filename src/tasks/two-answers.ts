@@ -10,7 +10,7 @@ import { type Example as Answer, countTargets } from '../text/records.js'
 import { CausalLm } from './causal-lm.js'
 import { chooseTargets, PROBED_TARGETS, probeTargets, targetsLength } from './next-tokens.js'
 import type { OpenTask } from './task.js'
-import { batchLength, predictedRows, tokenProbe } from './token-batch.js'
+import { batchLength, predictedRows, tokenProbe } from './token-probe.js'
 
 export const SIDES = 2
 

@@ -1,12 +1,13 @@
 // Key-value caches: their inputs and outputs, and empty ones.
 
 import { UnsupportedError } from '../../base/errors.js'
-import { dimsOf, type NodeProto, type ValueInfoProto } from '../../formats/onnx/tensors.js'
+import type { NodeProto, ValueInfoProto } from '../../formats/onnx/tensors.js'
 import type { RuntimeTensor, TensorType } from '../../runtime/runtime.js'
 import { nodeScope } from '../match/linears.js'
 import { intAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
 import { operatorOf } from '../view/operators.js'
+import { widthOf } from '../view/widths.js'
 import { dimsOfInput, TYPES, typeOf } from './roles.js'
 
 export interface CacheEntry {
@@ -115,35 +116,6 @@ export function headSizeOf(graph: Graph, past: ValueInfoProto): number | undefin
   return width === undefined
     ? undefined
     : width / (isPacked ? heads + 2 * intAttribute(attention, 'kv_num_heads', heads) : heads)
-}
-
-const SAME_WIDTH = new Set(
-  'RotaryEmbedding MRotaryEmbedding Add Cast Identity Mul Sub Div Neg Softplus Sigmoid Exp Clip LpNormalization'.split(
-    ' ',
-  ),
-)
-
-/** The length of the last axis of a value (B, T, …), as far as the graph tells. */
-export function widthOf(graph: Graph, value: string): number | undefined {
-  const declared = graph.declared(value)?.dims?.at(-1)
-  const node = graph.producer(value)
-  if (declared !== undefined || node === undefined) return declared
-  if (node.opType === 'MatMul') {
-    const weight = graph.constant(node.input[1])
-    return weight === undefined ? undefined : dimsOf(weight).at(-1)
-  }
-  if (node.opType === 'MatMulNBits') return intAttribute(node, 'N', 0)
-  if (node.opType === 'Reshape') {
-    const last = graph.integers(node.input[1])?.at(-1)
-    return last !== undefined && last > 0 ? last : undefined
-  }
-  if (node.opType === 'Split') {
-    const sizes = graph.integers(node.input[1])
-    return [-1, 2].includes(intAttribute(node, 'axis', 0)) ? sizes?.[node.output.indexOf(value)] : undefined
-  }
-  if (!SAME_WIDTH.has(node.opType)) return undefined
-  const widths = node.input.flatMap((input) => widthOf(graph, input) ?? [])
-  return widths.length === 0 ? undefined : Math.max(...widths)
 }
 
 /** Makes a cache without tokens, or a state of zeros. */

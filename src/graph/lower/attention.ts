@@ -2,11 +2,11 @@
 // head form an additional axis of the products, so that keys are not repeated in memory.
 
 import { DataType } from '../../formats/onnx/tensors.js'
-import { inseparable, PACKED_ATTENTION, project } from '../match/forms/attention.js'
 import { floatAttribute, intAttribute } from '../view/attributes.js'
 import type { Builder, Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { dimsIn, isTruth, type Lowering, type LoweringContext, refuse, refuseInputs } from './context.js'
+import { inseparable, PACKED_ATTENTION, project } from './packed-attention.js'
 
 /** The lowest score. It is finite, so that a row without keys does not give NaN. */
 const LOWEST = -3.4028234663852886e38

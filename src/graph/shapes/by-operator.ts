@@ -5,7 +5,7 @@ import { elementCount } from '../../base/tensor.js'
 import { copyMessage } from '../../formats/onnx/messages.js'
 import { create, toBinary } from '../../formats/onnx/protobuf.js'
 import {
-  DataType,
+  type DataType,
   dimsOf,
   GraphProtoSchema,
   integersOf,

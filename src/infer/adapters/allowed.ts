@@ -4,8 +4,8 @@ import { UnsupportedError } from '../../base/errors.js'
 import type { SiteNeeds, SiteRole } from '../../graph/inject/sites.js'
 import { findEmbeddings } from '../../graph/match/forms/lookup.js'
 import type { Value } from '../../graph/view/builder.js'
+import { findHead, HEAD_KINDS } from '../../tasks/heads/head-forms.js'
 import { type HeadBase, headInput, trainedLayers } from '../../tasks/heads/heads.js'
-import { loadTask, TASK_NAMES } from '../../tasks/tasks.js'
 import type { NamedParts } from './parts.js'
 
 /** A kind of part that the option `allow` of a session can name. */
@@ -25,7 +25,7 @@ const LINEAR: Readonly<Record<AllowedKind, { inner: readonly SiteRole[]; head: r
   heads: { inner: [], head: [] },
 }
 
-export async function allowedInputs(kinds: readonly AllowedKind[], base: HeadBase): Promise<AllowedInputs> {
+export function allowedInputs(kinds: readonly AllowedKind[], base: HeadBase): AllowedInputs {
   const { graph, linears } = base
   const modules = new Map<string, ReadonlySet<SiteRole>>()
   for (const { name, isHead } of linears) {
@@ -36,8 +36,8 @@ export async function allowedInputs(kinds: readonly AllowedKind[], base: HeadBas
     for (const { name } of findEmbeddings(graph)) modules.set(name, new Set(['A', 'B', 'rows', 'rowOf']))
   }
   const given = new Set<Value>()
-  for (const name of kinds.includes('heads') ? TASK_NAMES : []) {
-    const form = (await loadTask(name)).headForm?.(base)
+  for (const kind of kinds.includes('heads') ? HEAD_KINDS : []) {
+    const form = findHead(kind, base)
     const input = form && headInput(form, graph, trainedLayers(form, base))
     if (input !== undefined && !graph.outputs.some((output) => output.name === input.value)) given.add(input.value)
   }

@@ -9,9 +9,9 @@ import { logitsName } from '../../graph/match/linears.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import { requireLabelCount } from '../../lora/requirements.js'
 import { type Feeds, floatsOf, type RuntimeTensor } from '../../runtime/runtime.js'
+import { headOfType } from '../../tasks/heads/head-forms.js'
 import { chooseRows, type HeadInput } from '../../tasks/heads/head-rows.js'
 import { type HeadBase, placeHead } from '../../tasks/heads/heads.js'
-import { loadTaskOf } from '../../tasks/tasks.js'
 
 interface HeadValues {
   readonly layer: HeadLayer
@@ -38,8 +38,7 @@ export interface AdapterHead {
 /** Reads the head of an adapter. Returns undefined if none of the tensors that it replaces belong to a head. */
 export async function readHead(base: HeadBase, adapter: LoraAdapter): Promise<AdapterHead | undefined> {
   const { graph } = base
-  const task = await loadTaskOf(adapter.config, base)
-  const form = task?.headForm?.(base)
+  const form = headOfType(adapter.config.taskType, base)
   if (form === undefined) return undefined
   const placed = placeHead(form, base, (name) => adapter.get(name, 'replacement')?.shape)
   if (placed === undefined) return undefined

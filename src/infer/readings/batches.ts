@@ -7,7 +7,7 @@ import type { Model } from '../../graph/model-folder.js'
 import type { Graph } from '../../graph/view/graph.js'
 import { type DecodeImage, type ImageSource, readImage } from '../../images/image.js'
 import type { Feeds } from '../../runtime/runtime.js'
-import { pictureFeeds, processorOf } from '../../tasks/image-classification.js'
+import { pictureFeeds, processorOf } from '../../tasks/pictures/fitted.js'
 import { type EncodedTexts, encoderFeeds, encodeTexts } from '../../tasks/token-batch.js'
 import type { BatchOptions, TextOrPair } from '../session.js'
 

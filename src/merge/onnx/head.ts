@@ -11,8 +11,8 @@ import { Builder } from '../../graph/view/builder.js'
 import type { Graph } from '../../graph/view/graph.js'
 import type { PartOfKind } from '../../lora/adapter.js'
 import type { OpenAdapter } from '../../peft/open.js'
+import { headOfType } from '../../tasks/heads/head-forms.js'
 import { appendHead, type PlacedHead, placeHead } from '../../tasks/heads/heads.js'
-import { loadTaskOf } from '../../tasks/tasks.js'
 import type { GraphShare } from '../plan/adapters.js'
 import { type HeadEdit, type ModelConfig, meaningOf } from '../plan/config-edit.js'
 import { loadTables } from '../plan/names/tables.js'
@@ -39,7 +39,7 @@ export async function findMergedHead(
     if (replacements.length === 0) continue
     const shapes = new Map(replacements.map(({ name, tensors }) => [name, tensors.weight.shape]))
     const base = { config, graph, linears }
-    const form = (await loadTaskOf(adapter.config, base))?.headForm?.(base)
+    const form = headOfType(adapter.config.taskType, base)
     const placed = form && placeHead(form, base, (name) => shapes.get(name))
     if (placed === undefined) continue
     const isReplaced = placed.layers.every(({ module, kind }) => {

@@ -7,11 +7,20 @@ import type { HeadForm, HeadKind } from '../../families/family.js'
 import { inputFamily } from '../../graph/inputs/family.js'
 import type { HeadBase } from './heads.js'
 
+/** `taskType` is PEFT's task_type of the adapters that bring such a head. It has none for pictures. */
 const KINDS = {
-  text: { rows: 'first', reads: undefined, task: 'text-classification' },
-  token: { rows: 'all', reads: undefined, task: 'token-classification' },
-  image: { rows: 'first', reads: 'pictures', task: 'image-classification' },
+  text: { rows: 'first', reads: undefined, task: 'text-classification', taskType: 'SEQ_CLS' },
+  token: { rows: 'all', reads: undefined, task: 'token-classification', taskType: 'TOKEN_CLS' },
+  image: { rows: 'first', reads: 'pictures', task: 'image-classification', taskType: undefined },
 } as const
+
+export const HEAD_KINDS = Object.keys(KINDS) as readonly HeadKind[]
+
+/** Finds the head that an adapter of this type brings, or undefined if it brings none. */
+export function headOfType(taskType: string | undefined, base: HeadBase): HeadForm | undefined {
+  const kind = HEAD_KINDS.find((name) => KINDS[name].taskType === taskType)
+  return kind && findHead(kind, base)
+}
 
 export function findHead(kind: HeadKind, base: HeadBase): HeadForm | undefined {
   const { reads, rows } = KINDS[kind]

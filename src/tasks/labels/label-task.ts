@@ -7,11 +7,11 @@ import type { Length, ObjectiveGraph } from '../../graph/training/objective-grap
 import type { Value } from '../../graph/view/builder.js'
 import type { Feeds } from '../../runtime/runtime.js'
 import { LABEL_OPTIONS } from '../gen/options.js'
-import { findHead, requireHead } from '../heads/head-forms.js'
+import { requireHead } from '../heads/head-forms.js'
 import { type HeadBase, namedLabels } from '../heads/heads.js'
 import { checkHead, type HeadOptions, headBase, TrainedHead } from '../heads/trained-head.js'
 import type { Evaluated, Examples, OpenTask, Task } from '../task.js'
-import { PROBE_BATCHES, predictedRows, type TokenProbe } from '../token-batch.js'
+import { PROBE_BATCHES, predictedRows, type TokenProbe } from '../token-probe.js'
 import { type Labeled, type LabelOptions, type LabelProblem, problemOf, type Target } from './label-problems.js'
 
 export interface Inputs<Example> extends Partial<TokenProbe> {
@@ -25,9 +25,8 @@ export interface Inputs<Example> extends Partial<TokenProbe> {
 /** Throws UnsupportedError for a model without these inputs. */
 export type InputsOf<Example> = (model: Model, base: HeadBase) => Inputs<Example>
 
-export function headParts<Example>(kind: HeadKind, inputsOf: InputsOf<Example>): Pick<Task, 'headForm' | 'check'> {
+export function headParts<Example>(kind: HeadKind, inputsOf: InputsOf<Example>): Pick<Task, 'check'> {
   return {
-    headForm: (base) => findHead(kind, base),
     check(model) {
       const base = headBase(model)
       inputsOf(model, base)

@@ -17,7 +17,7 @@ import type { Span } from '../../text/added-tokens.js'
 import type { Chat, MessageOfParts, MessagePart } from '../../text/chat.js'
 import { type Example, IGNORED } from '../../text/records.js'
 import type { ChatTemplate } from '../../text/template.js'
-import { ownLength } from '../token-batch.js'
+import { ownLength } from '../token-probe.js'
 import { messageForm } from './chat-places.js'
 import { gridPositions, type PictureSize, type PictureWriting } from './picture-places.js'
 import {

@@ -1,0 +1,19 @@
+// Pictures in the size that a model reads, for models that see nothing else.
+
+import { imageFeeds } from '../../graph/inputs/images.js'
+import type { Model } from '../../graph/model-folder.js'
+import { type ImageProcessor, imageProcessor } from '../../images/processor.js'
+import type { Feeds } from '../../runtime/runtime.js'
+
+export function processorOf({ preprocessorConfig, config }: Model): ImageProcessor {
+  return imageProcessor(preprocessorConfig, config.image_size)
+}
+
+/** Feeds pictures that already have the model's size. */
+export function pictureFeeds(processor: ImageProcessor, pictures: readonly Uint8Array[]): Feeds {
+  const { width, height } = processor
+  const size = 3 * width * height
+  const values = new Float32Array(pictures.length * size)
+  pictures.forEach((pixels, i) => void processor.write(pixels, values.subarray(i * size, (i + 1) * size)))
+  return imageFeeds(values, pictures.length, height, width)
+}
