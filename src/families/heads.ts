@@ -1,6 +1,13 @@
 // Heads that several families share.
 
-import type { HeadForm, HeadLayer } from './family.js'
+import type { HeadForm, HeadKind, HeadLayer } from './family.js'
+
+/** PEFT's task_type of the adapters that bring such a head. It has none for pictures. */
+export const TASK_TYPES: Readonly<Record<HeadKind, string | undefined>> = {
+  text: 'SEQ_CLS',
+  token: 'TOKEN_CLS',
+  image: undefined,
+}
 
 /** Makes a head that is a single layer over the last token. */
 export function score(encoder: string): HeadForm {

@@ -18,9 +18,9 @@ import {
   weightRange,
 } from '../formats/onnx/tensors.js'
 import type { SessionModel } from '../runtime/runtime.js'
-import { valueInfo } from './inject/inject.js'
 import { type Graph, subgraphs } from './view/graph.js'
 import { operatorOf } from './view/operators.js'
+import { valueInfo } from './view/value-info.js'
 
 /**
  * On a file system, names the weights by real paths, because ONNX Runtime refuses symbolic links (as in Hugging Face's

@@ -3,9 +3,13 @@
 
 import { ConfigError, DataError, FormatError, UnsupportedError } from '../base/errors.js'
 import { inputFamily } from '../graph/inputs/family.js'
+import { tokenBatch } from '../graph/inputs/token-batch.js'
+import { predictedRows, tokenProbe } from '../graph/inputs/token-probe.js'
 import { tokenInputs } from '../graph/inputs/tokens.js'
 import { checkCausal } from '../graph/match/continues.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
+import type { PicturedExample, PictureEncoder } from '../graph/pictures/encoder.js'
+import { type PicturedRecord, parsePictured } from '../graph/pictures/row-images.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import { RECORDS, separateRecords } from '../graph/training/separate-records.js'
 import type { Value } from '../graph/view/builder.js'
@@ -18,11 +22,7 @@ import { countTargets, type Example, encodeText, IGNORED } from '../text/records
 import type { ChatTemplate } from '../text/template.js'
 import { checkVocabulary } from '../text/tokenizer.js'
 import { NextTokens, PROBED_TARGETS, probeTargets, rowFeeds, targetsLength } from './next-tokens.js'
-import type { PicturedExample, PictureEncoder } from './pictures/encoder.js'
-import { type PicturedRecord, parsePictured } from './pictures/row-images.js'
 import type { EncodeContext, Encoded, Examples, OpenTask, Question, Task, TaskUse } from './task.js'
-import { tokenBatch } from './token-batch.js'
-import { predictedRows, tokenProbe } from './token-probe.js'
 
 export const causalLm: Task<PicturedRecord, PicturedExample> = {
   name: 'causal-lm',

@@ -2,18 +2,18 @@
 
 import { DataError } from '../base/errors.js'
 import { objectOf } from '../base/options.js'
+import type { HeadBase } from '../graph/heads/heads.js'
 import { PIXELS } from '../graph/inputs/family.js'
 import { checkImageInputs } from '../graph/inputs/images.js'
+import { batchLength } from '../graph/inputs/token-probe.js'
 import type { Model } from '../graph/model-folder.js'
+import { pictureFeeds, processorOf } from '../graph/pictures/fitted.js'
 import { type ImageSource, type Pixels, readImage } from '../images/image.js'
 import { isImageSource } from '../images/image-source.js'
 import { fieldsOf } from '../text/records.js'
-import type { HeadBase } from './heads/heads.js'
 import { type Labeled, type LabelOptions, targetOf } from './labels/label-problems.js'
 import { type Inputs, labelParts } from './labels/label-task.js'
-import { pictureFeeds, processorOf } from './pictures/fitted.js'
 import type { Task } from './task.js'
-import { batchLength } from './token-probe.js'
 
 export interface LabeledImage extends Labeled {
   readonly image: ImageSource | Pixels

@@ -5,6 +5,7 @@
 import { DataError } from '../base/errors.js'
 import { objectOf } from '../base/options.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
+import { roundUp } from '../graph/inputs/token-batch.js'
 import type { Model } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
@@ -15,7 +16,6 @@ import { countedAfter, cutTo, type DpoOptions, encodeAnswer } from './dpo.js'
 import { KTO_OPTIONS } from './gen/options.js'
 import { meansOf } from './metrics.js'
 import type { OpenTask, Task } from './task.js'
-import { roundUp } from './token-batch.js'
 import { columnFeed, type Two, TwoAnswers } from './two-answers.js'
 
 /** A row of data: an answer with its prompt, and whether it is wanted. */

@@ -2,6 +2,7 @@
 
 import { UnsupportedError } from '../base/errors.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
+import { ownLength, predictedRows, tokenProbe } from '../graph/inputs/token-probe.js'
 import { checkWidth } from '../graph/match/continues.js'
 import { logitsName } from '../graph/match/linears.js'
 import type { Model } from '../graph/model-folder.js'
@@ -10,7 +11,6 @@ import type { ObjectiveGraph, RowChoice } from '../graph/training/objective-grap
 import type { Value } from '../graph/view/builder.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { Feeds } from '../runtime/runtime.js'
-import { ownLength, predictedRows, tokenProbe } from './token-probe.js'
 
 /** Graph inputs of the loss: the rows that have a target, int64 (m), and [row, target], int64 (m, 2). */
 const ROWS = 'loss/rows'

@@ -5,6 +5,8 @@ import { DataError, UnsupportedError } from '../base/errors.js'
 import { isObject, objectOf } from '../base/options.js'
 import { joinedFeeds } from '../graph/inputs/encoder-decoder.js'
 import { inputFamily, OF_DECODER } from '../graph/inputs/family.js'
+import { encodeTexts, roundUp, tokenBatch } from '../graph/inputs/token-batch.js'
+import { batchLength, ownLength, PROBE_BATCHES, productLength, tokenLengths } from '../graph/inputs/token-probe.js'
 import { type Model, requireTokenizer, startToken } from '../graph/model-folder.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { Feeds } from '../runtime/runtime.js'
@@ -13,8 +15,6 @@ import { checkVocabulary } from '../text/tokenizer.js'
 import { eosOf } from './causal-lm.js'
 import { NextTokens, PROBED_TARGETS, probeTargets, rowFeeds, targetsLength } from './next-tokens.js'
 import type { EncodeContext, OpenTask, Task } from './task.js'
-import { encodeTexts, roundUp, tokenBatch } from './token-batch.js'
-import { batchLength, ownLength, PROBE_BATCHES, productLength, tokenLengths } from './token-probe.js'
 
 export interface Seq2SeqExample {
   /** Input of the encoder. */

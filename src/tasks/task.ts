@@ -1,15 +1,15 @@
 // A task: everything that differs between tasks, from rows of data to losses, metrics, help texts and model cards.
 
 import type { OptionTable } from '../base/options.js'
+import type { HeadOptions, TrainedHead } from '../graph/heads/trained-head.js'
 import type { Model } from '../graph/model-folder.js'
+import type { PictureEncoder } from '../graph/pictures/encoder.js'
 import type { Objective } from '../graph/training/objective-graph.js'
 import type { DecodeImage, ImageSource } from '../images/image.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
 import type { MessageOfParts } from '../text/chat.js'
 import type { ChatTemplate } from '../text/template.js'
-import type { HeadOptions, TrainedHead } from './heads/trained-head.js'
 import type { ProblemType } from './labels/label-problems.js'
-import type { PictureEncoder } from './pictures/encoder.js'
 
 /** The model and the limits that a row is encoded for. */
 export interface EncodeContext {

@@ -2,14 +2,14 @@
 
 import { DataError } from '../base/errors.js'
 import { objectOf } from '../base/options.js'
+import type { HeadBase } from '../graph/heads/heads.js'
+import { type EncodedTexts, encoderFeeds, encodeTexts } from '../graph/inputs/token-batch.js'
+import { tokenProbe } from '../graph/inputs/token-probe.js'
 import type { Model } from '../graph/model-folder.js'
 import { fieldsOf } from '../text/records.js'
-import type { HeadBase } from './heads/heads.js'
 import { type Labeled, type LabelOptions, targetOf } from './labels/label-problems.js'
 import { type Inputs, labelParts } from './labels/label-task.js'
 import type { Task } from './task.js'
-import { type EncodedTexts, encoderFeeds, encodeTexts } from './token-batch.js'
-import { tokenProbe } from './token-probe.js'
 
 export interface LabeledText extends Labeled {
   readonly text: string

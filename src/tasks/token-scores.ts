@@ -2,6 +2,7 @@
 // entropy of its distribution if asked, and takes the loss's derivatives by these values in a second pass.
 
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
+import { predictedRows } from '../graph/inputs/token-probe.js'
 import type { Model } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
@@ -9,7 +10,6 @@ import type { Feeds } from '../runtime/runtime.js'
 import { CausalLm } from './causal-lm.js'
 import { chooseTargets } from './next-tokens.js'
 import type { OpenTask } from './task.js'
-import { predictedRows } from './token-probe.js'
 
 const GRADIENT = 'loss/gradient'
 const INVERSE_TEMPERATURE = 'loss/inverseTemperature'

@@ -1,6 +1,7 @@
 // Shared by DPO and KTO: examples of two answers, whose probabilities are compared with those before training.
 
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
+import { batchLength, predictedRows, tokenProbe } from '../graph/inputs/token-probe.js'
 import type { Model } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
@@ -10,7 +11,6 @@ import { type Example as Answer, countTargets } from '../text/records.js'
 import { CausalLm } from './causal-lm.js'
 import { chooseTargets, PROBED_TARGETS, probeTargets, targetsLength } from './next-tokens.js'
 import type { OpenTask } from './task.js'
-import { batchLength, predictedRows, tokenProbe } from './token-probe.js'
 
 export const SIDES = 2
 

@@ -1,9 +1,9 @@
 // Answers while the model learns. Nothing else is loaded for them, so each token reads its whole text again.
 
 import { ConfigError } from '../base/errors.js'
+import { roundUp } from '../graph/inputs/token-batch.js'
 import { requireTokenizer } from '../graph/model-folder.js'
 import type { EncodeContext, Task } from '../tasks/task.js'
-import { roundUp } from '../tasks/token-batch.js'
 import type { TaskTrainer } from './task-trainer.js'
 
 const LENGTH = 40

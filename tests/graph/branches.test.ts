@@ -13,11 +13,11 @@ import {
 } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { serializeModel } from '../../src/formats/onnx/model.js'
 import { create } from '../../src/formats/onnx/protobuf.js'
-import { valueInfo } from '../../src/graph/inject/inject.js'
 import { takeBranchWithoutCache } from '../../src/graph/inputs/cache.js'
 import { findLinears } from '../../src/graph/match/linears.js'
 import { Builder } from '../../src/graph/view/builder.js'
 import { Graph } from '../../src/graph/view/graph.js'
+import { valueInfo } from '../../src/graph/view/value-info.js'
 import { openModel } from './golden.js'
 import { addInput, addOutput, DataType, emptyGraph } from './toolkit.js'
 

@@ -3,8 +3,8 @@ import { describe, expect, it } from 'vitest'
 import { readRows } from '../../src/data/read-rows.js'
 import { planSplit } from '../../src/data/row.js'
 import { OnnxModel } from '../../src/formats/onnx/model.js'
-import { valueInfo } from '../../src/graph/inject/inject.js'
 import { checkCausal } from '../../src/graph/match/continues.js'
+import { valueInfo } from '../../src/graph/view/value-info.js'
 import {
   ConfigError,
   DataError,

@@ -5,6 +5,7 @@ import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { readRows } from '../../src/data/read-rows.js'
 import { evaluateAdapters } from '../../src/evaluate/evaluate-adapters.js'
+import { type PicturedExample, PictureEncoder } from '../../src/graph/pictures/encoder.js'
 import { joinGraphs } from '../../src/graph/training/joined-graph.js'
 import { ModelSession } from '../../src/infer/model-session.js'
 import {
@@ -18,7 +19,6 @@ import {
   type RgbImage,
 } from '../../src/node.js'
 import { causalLm } from '../../src/tasks/causal-lm.js'
-import { type PicturedExample, PictureEncoder } from '../../src/tasks/pictures/encoder.js'
 import type { Task } from '../../src/tasks/task.js'
 import { checkRecords } from '../../src/train/rows/check.js'
 import { encodeRows } from '../../src/train/rows/examples.js'

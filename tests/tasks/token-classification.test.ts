@@ -5,6 +5,7 @@ import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { decodeFloats } from '../../src/base/dtype.js'
 import { readRows } from '../../src/data/read-rows.js'
+import { entitiesOf, entityMetrics } from '../../src/graph/heads/entities.js'
 import { readGraph } from '../../src/graph/view/graph.js'
 import {
   DataError,
@@ -15,7 +16,6 @@ import {
   type OrtModule,
   UnsupportedError,
 } from '../../src/node.js'
-import { entitiesOf, entityMetrics } from '../../src/tasks/labels/entities.js'
 import type { Task } from '../../src/tasks/task.js'
 import { textClassification } from '../../src/tasks/text-classification.js'
 import { parseTaggedText, type TaggedExample, tokenClassification } from '../../src/tasks/token-classification.js'

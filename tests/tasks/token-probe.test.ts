@@ -1,6 +1,6 @@
 import { expect, it } from 'vitest'
+import { tokenProbe } from '../../src/graph/inputs/token-probe.js'
 import { Builder } from '../../src/graph/view/builder.js'
-import { tokenProbe } from '../../src/tasks/token-probe.js'
 import { emptyGraph } from '../graph/toolkit.js'
 
 const sequencesOf = (build: (g: Builder) => void) => {

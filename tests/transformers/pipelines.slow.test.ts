@@ -10,7 +10,7 @@ import { readJson } from '../../src/base/bytes.js'
 import { TensorProto_DataType as DataType, NodeProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
 import { copyMessage } from '../../src/formats/onnx/messages.js'
 import { create } from '../../src/formats/onnx/protobuf.js'
-import { valueInfo } from '../../src/graph/inject/inject.js'
+import { valueInfo } from '../../src/graph/view/value-info.js'
 import { NodeDirectory } from '../../src/io/node/files.js'
 import {
   loadAdapter,

@@ -4,16 +4,25 @@
 // https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention
 
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
-import { valueInfo } from '../inject/inject.js'
 import { isCacheInput } from '../inputs/cache.js'
-import { dimsOfInput, typeOf } from '../inputs/roles.js'
+import { typeOf } from '../inputs/roles.js'
 import { findLinears, type Linear } from '../match/linears.js'
 import { columnsOf } from '../match/packed.js'
 import { intAttribute } from '../view/attributes.js'
 import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
+import {
+  bothWays,
+  concatenated,
+  makerOf,
+  nanGuard,
+  onlyReader,
+  scalarOf,
+  transposed,
+  unsqueezed,
+} from '../view/patterns.js'
+import { dimsOfInput, valueInfo } from '../view/value-info.js'
 import { addBias, type Mask, maskOf } from './bias.js'
-import { bothWays, concatenated, makerOf, nanGuard, onlyReader, scalarOf, transposed, unsqueezed } from './patterns.js'
 import { type Rotation, rotate, rotationOf } from './rotary.js'
 
 /** Keys or values: the cached rows followed by the new rows. */

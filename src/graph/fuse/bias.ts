@@ -5,7 +5,7 @@ import { isCacheInput } from '../inputs/cache.js'
 import { splitInputs } from '../inputs/roles.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import { dimensionOf, makerOf, scalarOf } from './patterns.js'
+import { dimensionOf, makerOf, scalarOf } from '../view/patterns.js'
 
 /**
  * The number added to a hidden key's score: far below all scores, but finite, so that a row without keys is not NaN.

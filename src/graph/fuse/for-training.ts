@@ -7,8 +7,8 @@ import { isStatic, mapShape, type ProbedShape, type ShapeMap } from '../shapes/s
 import { floatAttribute, intAttribute, intsAttribute, makeAttribute } from '../view/attributes.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
+import { bothWays, makerOf, onlyReader, scalarOf, transposed } from '../view/patterns.js'
 import { unrepeated } from './attention.js'
-import { bothWays, makerOf, onlyReader, scalarOf, transposed } from './patterns.js'
 import { rotate, rotationOf } from './rotary.js'
 
 /** Rewrites norms, rotations and scales among `nodes`, which gradients pass. Adds shapes of new values to `shapes`. */

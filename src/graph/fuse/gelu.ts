@@ -3,7 +3,7 @@
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import { bothWays, makerOf, onlyReader, scalarOf } from './patterns.js'
+import { bothWays, makerOf, onlyReader, scalarOf } from '../view/patterns.js'
 
 /** How far a constant may be off: constants in graphs are rounded to float32. */
 const TOLERANCE = 1e-6

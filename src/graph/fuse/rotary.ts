@@ -3,7 +3,7 @@
 
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import { bothWays, concatenated, dimensionOf, makerOf, scalarOf, unsqueezed } from './patterns.js'
+import { bothWays, concatenated, dimensionOf, makerOf, scalarOf, unsqueezed } from '../view/patterns.js'
 
 export interface Rotation {
   /** (batch, heads, sequence, size) */

@@ -1,10 +1,10 @@
 // Gradients of elementwise operators. If inputs are broadcast, backward.ts sums the gradients down to their shapes.
 
 import { DataType } from '../../formats/onnx/tensors.js'
-import { scalarOf } from '../fuse/patterns.js'
 import { floatAttribute, intAttribute, stringAttribute } from '../view/attributes.js'
 import type { Builder, Value } from '../view/builder.js'
 import { operatorOf } from '../view/operators.js'
+import { scalarOf } from '../view/patterns.js'
 import { type GradientContext, type GradientRule, once } from './context.js'
 
 const FLOATS: ReadonlySet<number> = new Set([DataType.FLOAT, DataType.DOUBLE, DataType.FLOAT16, DataType.BFLOAT16])

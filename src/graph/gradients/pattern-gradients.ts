@@ -2,10 +2,10 @@
 // same up to rounding.
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
-import { nanGuard } from '../fuse/patterns.js'
 import { isStatic, mapShape } from '../shapes/shapes.js'
 import { intAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
+import { nanGuard } from '../view/patterns.js'
 import type { GradientContext, GradientRule } from './context.js'
 import { REDUCTIONS } from './reduction.js'
 

@@ -5,7 +5,8 @@ import { byteLengthOf, TensorProtoSchema } from '../../formats/onnx/tensors.js'
 import type { Linear } from '../match/linears.js'
 import { Builder } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import { adaptNodes, valueInfo } from './inject.js'
+import { valueInfo } from '../view/value-info.js'
+import { adaptNodes } from './inject.js'
 
 /**
  * Adds the inputs NAME.lora_A.weight (k, r) and NAME.lora_B.weight (r, d), which ONNX Runtime's LoraAdapter feeds. By

@@ -2,35 +2,12 @@
 // inputs, so that they can be swapped or trained between runs.
 
 import { groupBy } from '../../base/group.js'
-import { create } from '../../formats/onnx/protobuf.js'
-import {
-  DataType,
-  TensorShapeProto_DimensionSchema,
-  TensorShapeProtoSchema,
-  TypeProto_TensorSchema,
-  TypeProtoSchema,
-  type ValueInfoProto,
-  ValueInfoProtoSchema,
-} from '../../formats/onnx/tensors.js'
+import { DataType } from '../../formats/onnx/tensors.js'
 import type { Linear } from '../match/linears.js'
 import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
+import { valueInfo } from '../view/value-info.js'
 import { ownInput, type SiteNeeds, type SiteRole, sharedInput, siteInput } from './sites.js'
-
-/** Declares a tensor. A dimension is a number or a symbol; without `dims` the tensor may have any rank. */
-export function valueInfo(name: string, elemType: DataType, dims?: readonly (number | string)[]): ValueInfoProto {
-  const dim = dims?.map((value) =>
-    create(TensorShapeProto_DimensionSchema, {
-      value: typeof value === 'number' ? { case: 'dimValue', value: BigInt(value) } : { case: 'dimParam', value },
-    }),
-  )
-  const shape = dim && create(TensorShapeProtoSchema, { dim })
-  const tensor = create(TypeProto_TensorSchema, { elemType, shape })
-  return create(ValueInfoProtoSchema, {
-    name,
-    type: create(TypeProtoSchema, { value: { case: 'tensorType', value: tensor } }),
-  })
-}
 
 /** The graph input (1) with the number of rows of the batch, for graphs with a Gemm. */
 export const ROWS_INPUT = 'lora/rows'

@@ -4,7 +4,6 @@
 import { UnsupportedError } from '../../base/errors.js'
 import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, type NodeProto, TensorProtoSchema } from '../../formats/onnx/tensors.js'
-import { sourceOf } from '../fuse/patterns.js'
 import { stackOf } from '../match/experts.js'
 import { findEmbeddings } from '../match/forms/lookup.js'
 import type { Linear } from '../match/linears.js'
@@ -12,7 +11,8 @@ import { NORMS, type Place, placesOf, storedValue } from '../match/parameters.js
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf } from '../view/operators.js'
-import { valueInfo } from './inject.js'
+import { sourceOf } from '../view/patterns.js'
+import { valueInfo } from '../view/value-info.js'
 import { ownInput, type Site, type SiteNeeds, SLOTS_INPUT, siteInput } from './sites.js'
 import { addToStack } from './stacks.js'
 

@@ -3,7 +3,7 @@
 import { DataType } from '../../formats/onnx/tensors.js'
 import type { Builder, Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import { valueInfo } from './inject.js'
+import { valueInfo } from '../view/value-info.js'
 
 /** Adds a delta (E, x, y) to the stacked weights of experts, wherever they are read. */
 export function addToStack(graph: Graph, g: Builder, weight: Value, delta: Value): void {

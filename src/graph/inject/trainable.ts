@@ -3,7 +3,6 @@
 
 import { groupBy } from '../../base/group.js'
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
-import { sourceOf } from '../fuse/patterns.js'
 import type { RowOrder } from '../match/experts.js'
 import { DEQUANTIZERS } from '../match/forms/dequantize.js'
 import { GEMM, MATMUL } from '../match/forms/float-product.js'
@@ -14,7 +13,9 @@ import { type DropoutMask, keepProbability } from '../training/dropout.js'
 import { intAttribute, makeAttribute } from '../view/attributes.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import { adaptNodes, valueInfo } from './inject.js'
+import { sourceOf } from '../view/patterns.js'
+import { valueInfo } from '../view/value-info.js'
+import { adaptNodes } from './inject.js'
 import { siteInput } from './sites.js'
 import { ofExperts, type TrainedExperts } from './trainable-experts.js'
 

@@ -7,8 +7,9 @@ import { nodeScope } from '../match/linears.js'
 import { intAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
 import { operatorOf } from '../view/operators.js'
+import { dimsOfInput } from '../view/value-info.js'
 import { widthOf } from '../view/widths.js'
-import { dimsOfInput, TYPES, typeOf } from './roles.js'
+import { TYPES, typeOf } from './roles.js'
 
 export interface CacheEntry {
   readonly past: string

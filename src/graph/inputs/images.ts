@@ -3,9 +3,10 @@
 import { UnsupportedError } from '../../base/errors.js'
 import { DataType } from '../../formats/onnx/tensors.js'
 import type { Feeds } from '../../runtime/runtime.js'
-import { declaredOf, type Graph } from '../view/graph.js'
+import type { Graph } from '../view/graph.js'
+import { declaredOf, dimsOfInput } from '../view/value-info.js'
 import { PIXELS } from './family.js'
-import { dimsOfInput, ones, typeOf } from './roles.js'
+import { ones, typeOf } from './roles.js'
 
 export function checkImageInputs(graph: Pick<Graph, 'inputs'>): void {
   const [input, ...others] = graph.inputs

@@ -2,8 +2,9 @@
 
 import { DataType, type ValueInfoProto } from '../../formats/onnx/tensors.js'
 import type { Feeds, RuntimeTensor, TensorData, TensorType } from '../../runtime/runtime.js'
-import { declaredOf, type Graph } from '../view/graph.js'
+import type { Graph } from '../view/graph.js'
 import { entryOf } from '../view/operators.js'
+import { declaredOf, dimsOfInput } from '../view/value-info.js'
 
 /** Tokens to feed, (batch, sequence). */
 export interface TokenBatch {
@@ -157,9 +158,4 @@ function positionsOf({ batch, attentionMask }: TokenBatch, total: number): Int32
 
 export function typeOf(input: ValueInfoProto): TensorType | undefined {
   return TYPES[declaredOf(input)?.elemType as DataType]?.[0]
-}
-
-/** Returns the shape of an input. Symbolic dimensions are undefined. */
-export function dimsOfInput(input: ValueInfoProto): (number | undefined)[] {
-  return declaredOf(input)?.dims ?? []
 }

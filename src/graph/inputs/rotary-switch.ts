@@ -2,8 +2,8 @@
 // padding included, is over the length that the model was first trained on (Phi-3-128k, Phi-3.5, Phi-4-mini).
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
-import { scalarOf } from '../fuse/patterns.js'
 import type { Graph } from '../view/graph.js'
+import { scalarOf } from '../view/patterns.js'
 
 /**
  * Comparison → true if a length of exactly c tokens is still before the switch: first with the length on the left side

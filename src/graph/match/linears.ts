@@ -3,7 +3,8 @@
 
 import type { NodeProto } from '../../formats/onnx/tensors.js'
 import type { Value } from '../view/builder.js'
-import { declaredOf, type Graph } from '../view/graph.js'
+import type { Graph } from '../view/graph.js'
+import { declaredOf } from '../view/value-info.js'
 import { ATTENTION } from './forms/attention.js'
 import type { Linear, NamedLayer, Product } from './forms/form.js'
 import { findProduct } from './forms/forms.js'

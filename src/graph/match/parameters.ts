@@ -3,11 +3,11 @@
 import { MismatchError, UnsupportedError } from '../../base/errors.js'
 import { formatShape } from '../../base/tensor.js'
 import { dimsOf, type NodeProto, type TensorProto } from '../../formats/onnx/tensors.js'
-import { sourceOf } from '../fuse/patterns.js'
 import { PACKED_ATTENTION } from '../lower/packed-attention.js'
 import { floatAttribute, intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf, operatorOf } from '../view/operators.js'
+import { sourceOf } from '../view/patterns.js'
 import { type Linear, nodeScope, parameterModule } from './linears.js'
 import { endAlike, ofModule } from './module-names.js'
 

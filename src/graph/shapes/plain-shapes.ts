@@ -2,10 +2,10 @@
 // lengths of inputs, as probing has shown. Large graphs then open much faster.
 
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
-import { valueInfo } from '../inject/inject.js'
 import { intAttribute } from '../view/attributes.js'
 import { type Builder, sharedValue, type Value } from '../view/builder.js'
-import { declaredOf, type Graph } from '../view/graph.js'
+import type { Graph } from '../view/graph.js'
+import { declaredOf, valueInfo } from '../view/value-info.js'
 import type { ProbedContent, ProbedShape, ShapeMap } from './shapes.js'
 
 export interface RunLength {

@@ -5,15 +5,15 @@
 import { DataType, type GraphProto, type NodeProto } from '../../formats/onnx/tensors.js'
 import { unrepeated } from '../fuse/attention.js'
 import { fuseTransposes } from '../fuse/for-training.js'
-import { transposed } from '../fuse/patterns.js'
 import { buildBackward, type CustomGradients } from '../gradients/backward.js'
 import { type GradientContext, once, range } from '../gradients/context.js'
 import { lastSwapped } from '../gradients/matmul.js'
-import { valueInfo } from '../inject/inject.js'
 import { isStatic, mapShape, type ProbedShape, ShapeMap } from '../shapes/shapes.js'
 import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
 import { operatorOf } from '../view/operators.js'
+import { transposed } from '../view/patterns.js'
+import { valueInfo } from '../view/value-info.js'
 
 /** output = softmax(f(query·keysᵀ))·values, where f treats each score separately. */
 interface Attention {

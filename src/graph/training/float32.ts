@@ -4,15 +4,14 @@ import { DataType, type TensorProto, type ValueInfoProto } from '../../formats/o
 import { type Feeds, floatsOf } from '../../runtime/runtime.js'
 import type { CustomGradients, GradientPath } from '../gradients/backward.js'
 import { isMadeWhole } from '../gradients/quantized.js'
-import { valueInfo } from '../inject/inject.js'
-import { dimsOfInput } from '../inputs/roles.js'
 import { DEQUANTIZERS } from '../match/forms/dequantize.js'
 import { findProduct } from '../match/forms/forms.js'
 import { ownBiasInput } from '../match/parameters.js'
 import type { ShapeMap } from '../shapes/shapes.js'
 import { constantTensor, intAttribute, setAttribute } from '../view/attributes.js'
 import { Builder, type Value } from '../view/builder.js'
-import { declaredOf, type Graph } from '../view/graph.js'
+import type { Graph } from '../view/graph.js'
+import { declaredOf, dimsOfInput, valueInfo } from '../view/value-info.js'
 
 /** Casts weights when they are read; the file stays unchanged. */
 export function computeInFloat32(graph: Graph): void {

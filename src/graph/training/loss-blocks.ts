@@ -3,12 +3,12 @@
 // Logits live only as long as their block, and only one block of a weight in half precision is float32 at a time.
 
 import { DataType, dimsOf, type GraphProto } from '../../formats/onnx/tensors.js'
-import { sourceOf } from '../fuse/patterns.js'
-import { valueInfo } from '../inject/inject.js'
 import { hasLogitBlocks, type LOGIT_BYTES } from '../memory.js'
 import { floatAttribute, intAttribute } from '../view/attributes.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
+import { sourceOf } from '../view/patterns.js'
+import { valueInfo } from '../view/value-info.js'
 import type { LossOfRows, ObjectiveGraph } from './objective-graph.js'
 
 /** Numbers of the weight in a block, 16 MB. Each block is copied, which is cheap in the processor's cache. */

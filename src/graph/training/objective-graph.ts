@@ -5,11 +5,11 @@ import type { Feeds } from '../../runtime/runtime.js'
 import type { CustomGradient, CustomGradients } from '../gradients/backward.js'
 import { markDistinct } from '../gradients/layout.js'
 import { rowLosses } from '../gradients/losses.js'
-import { valueInfo } from '../inject/inject.js'
 import type { RunLength } from '../shapes/plain-shapes.js'
 import type { ProbedShape } from '../shapes/shapes.js'
 import { Builder, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
+import { valueInfo } from '../view/value-info.js'
 
 export interface RowChoice {
   /** The rows before the choice, which may move to before the output layer. */

@@ -3,10 +3,10 @@
 
 import { elementCount } from '../../base/tensor.js'
 import { DataType, type ModelProto } from '../../formats/onnx/tensors.js'
-import { valueInfo } from '../inject/inject.js'
 import { suitWebgpu } from '../lower/webgpu.js'
 import { Builder } from '../view/builder.js'
 import { Graph } from '../view/graph.js'
+import { valueInfo } from '../view/value-info.js'
 import { PACKED, PACKED_GRADIENT } from './forward.js'
 import { computeFirst, type TrainedParameter } from './passes.js'
 

@@ -1,9 +1,10 @@
 // Takes key-value caches out of graphs for training, which has no past tokens.
 
 import { isCacheInput, isState } from '../inputs/cache.js'
-import { dimsOfInput, splitInputs } from '../inputs/roles.js'
+import { splitInputs } from '../inputs/roles.js'
 import { Builder } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
+import { dimsOfInput } from '../view/value-info.js'
 
 /** Removes the inputs of caches. States of convolutions become zeros. */
 export function dropEmptyCache(graph: Graph): void {

@@ -18,6 +18,7 @@ import {
 import { constantTensor } from './attributes.js'
 import { Branches } from './branches.js'
 import { labelOf } from './operators.js'
+import { declaredOf } from './value-info.js'
 
 /** A mutable graph. `producer` and `consumers` use indexes: after editing `nodes` or a node by hand, `invalidate`. */
 export class Graph {
@@ -306,15 +307,6 @@ const importOf = ([domain, version]: readonly [string, number]) =>
 
 function sameDomain(a: string, b: string): boolean {
   return a === b || ((a === '' || a === 'ai.onnx') && (b === '' || b === 'ai.onnx'))
-}
-
-/** Returns the declared shape and type of a value. Symbolic dimensions are undefined. */
-export function declaredOf(info: ValueInfoProto | undefined) {
-  const type = info?.type?.value
-  if (type?.case !== 'tensorType') return undefined
-  const { elemType, shape } = type.value
-  const dims = shape?.dim.map(({ value: dim }) => (dim.case === 'dimValue' ? Number(dim.value) : undefined))
-  return { elemType, dims }
 }
 
 /** Operators with sub-graphs. Looking through all attributes of all nodes instead would be slow. */

@@ -1,11 +1,11 @@
 // The inputs that a session's graph gets for adapters added later, for each kind of part that the caller allows.
 
 import { UnsupportedError } from '../../base/errors.js'
+import { findHead, HEAD_KINDS } from '../../graph/heads/head-forms.js'
+import { type HeadBase, headInput, trainedLayers } from '../../graph/heads/heads.js'
 import type { SiteNeeds, SiteRole } from '../../graph/inject/sites.js'
 import { findEmbeddings } from '../../graph/match/forms/lookup.js'
 import type { Value } from '../../graph/view/builder.js'
-import { findHead, HEAD_KINDS } from '../../tasks/heads/head-forms.js'
-import { type HeadBase, headInput, trainedLayers } from '../../tasks/heads/heads.js'
 import type { NamedParts } from './parts.js'
 
 /** A kind of part that the option `allow` of a session can name. */

@@ -4,14 +4,14 @@
 
 import { UnsupportedError } from '../../base/errors.js'
 import type { HeadLayer } from '../../families/family.js'
+import { headOfType } from '../../graph/heads/head-forms.js'
+import { chooseRows, type HeadInput } from '../../graph/heads/head-rows.js'
+import { type HeadBase, placeHead } from '../../graph/heads/heads.js'
 import { cacheBranches } from '../../graph/inputs/cache.js'
 import { logitsName } from '../../graph/match/linears.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import { requireLabelCount } from '../../lora/requirements.js'
 import { type Feeds, floatsOf, type RuntimeTensor } from '../../runtime/runtime.js'
-import { headOfType } from '../../tasks/heads/head-forms.js'
-import { chooseRows, type HeadInput } from '../../tasks/heads/head-rows.js'
-import { type HeadBase, placeHead } from '../../tasks/heads/heads.js'
 
 interface HeadValues {
   readonly layer: HeadLayer

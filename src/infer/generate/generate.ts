@@ -103,7 +103,7 @@ async function* writeTexts(
   session.checkMixes(mixes)
   const form = await openTexts(session)
   if (form.embedding === undefined && images.some(({ length }) => length > 0)) {
-    throw (await import('../../tasks/pictures/picture-places.js')).readsNoPictures(model)
+    throw (await import('../../graph/pictures/picture-places.js')).readsNoPictures(model)
   }
   const isAlike = mixes.length === 1 && images.every(({ length }) => length === 0)
   const encoded: EncodedPrompt[] = []
@@ -118,7 +118,7 @@ async function* writeTexts(
     const where = prompts.length === 1 ? 'prompt' : `prompt ${i + 1}`
     const mix = mixes[i] ?? mixes[0]
     const see = (feeds: Feeds) => session.runGraph('vision_encoder', feeds, [mix])
-    const code = form.embedding && (await import('../../tasks/pictures/pictures.js'))
+    const code = form.embedding && (await import('../../graph/pictures/pictures.js'))
     const pictures = code && new code.PromptPictures({ model, decodeImage, see }, images[i], where)
     const recorded = session.chatTemplateOf(mix)
     const isSource = form.encoder !== undefined

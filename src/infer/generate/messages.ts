@@ -3,8 +3,8 @@
 
 import { attempt, DataError, FormatError } from '../../base/errors.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
-import { messageForm, withPlaces } from '../../tasks/pictures/chat-places.js'
-import type { PictureVectors, PromptPictures } from '../../tasks/pictures/pictures.js'
+import { messageForm, withPlaces } from '../../graph/pictures/chat-places.js'
+import type { PictureVectors, PromptPictures } from '../../graph/pictures/pictures.js'
 import { type MessageOfParts, messageOfParts, parseChat } from '../../text/chat.js'
 import { loadChatTemplate } from '../../text/chat-template.js'
 import type { ChatTemplate } from '../../text/template.js'

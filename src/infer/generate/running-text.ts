@@ -1,7 +1,7 @@
 // A text that is being written, in the engine's thread: chooses its next token, and knows when it ends.
 
 import { Random } from '../../base/random.js'
-import type { PictureVectors } from '../../tasks/pictures/pictures.js'
+import type { PictureVectors } from '../../graph/pictures/pictures.js'
 import type { TokenDecoder } from '../../text/decoder.js'
 import type { Mix } from '../adapters/choice.js'
 import type { RowFactors } from '../adapters/row-factors.js'

@@ -3,12 +3,12 @@
 import { DataError } from '../../base/errors.js'
 import { anyOf, checkArgument, isObject, kind, STRING } from '../../base/options.js'
 import { checkImageInputs } from '../../graph/inputs/images.js'
+import { type EncodedTexts, encoderFeeds, encodeTexts } from '../../graph/inputs/token-batch.js'
 import type { Model } from '../../graph/model-folder.js'
+import { pictureFeeds, processorOf } from '../../graph/pictures/fitted.js'
 import type { Graph } from '../../graph/view/graph.js'
 import { type DecodeImage, type ImageSource, readImage } from '../../images/image.js'
 import type { Feeds } from '../../runtime/runtime.js'
-import { pictureFeeds, processorOf } from '../../tasks/pictures/fitted.js'
-import { type EncodedTexts, encoderFeeds, encodeTexts } from '../../tasks/token-batch.js'
 import type { BatchOptions, TextOrPair } from '../session.js'
 
 const PAIR = kind('an object with text and textPair', (value) => {

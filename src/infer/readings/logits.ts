@@ -1,11 +1,11 @@
 // Finds the logits of labels: those of the head that an adapter brings, or of the model's own head.
 
 import { MismatchError, NumericError, UnsupportedError } from '../../base/errors.js'
+import { namedLabels } from '../../graph/heads/heads.js'
 import { logitsDims, logitsName } from '../../graph/match/linears.js'
 import type { Model } from '../../graph/model-folder.js'
 import { type Graph, readGraph } from '../../graph/view/graph.js'
 import type { Feeds, RuntimeTensor } from '../../runtime/runtime.js'
-import { namedLabels } from '../../tasks/heads/heads.js'
 import { mixesOf } from '../adapters/choice.js'
 import { headLogits } from '../adapters/heads.js'
 import type { WholeSession } from '../graphs.js'

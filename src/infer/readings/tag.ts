@@ -1,9 +1,9 @@
 // Gives the words of texts tags, and finds the entities that the tags spell.
 
 import { anyOf, checkOptions, isObject, kind, STRING } from '../../base/options.js'
+import { entitiesOf } from '../../graph/heads/entities.js'
+import { encodeTagged } from '../../graph/inputs/token-batch.js'
 import { floatsOf } from '../../runtime/runtime.js'
-import { entitiesOf } from '../../tasks/labels/entities.js'
-import { encodeTagged } from '../../tasks/token-batch.js'
 import type { Span } from '../../text/added-tokens.js'
 import { joinWords, wordsIn } from '../../text/words.js'
 import { TAG_OPTIONS } from '../gen/options.js'

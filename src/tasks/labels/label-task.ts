@@ -2,16 +2,16 @@
 
 import { describe } from '../../base/options.js'
 import type { HeadKind } from '../../families/family.js'
+import { requireHead } from '../../graph/heads/head-forms.js'
+import { type HeadBase, namedLabels } from '../../graph/heads/heads.js'
+import { checkHead, type HeadOptions, headBase, TrainedHead } from '../../graph/heads/trained-head.js'
+import { PROBE_BATCHES, predictedRows, type TokenProbe } from '../../graph/inputs/token-probe.js'
 import type { Model } from '../../graph/model-folder.js'
 import type { Length, ObjectiveGraph } from '../../graph/training/objective-graph.js'
 import type { Value } from '../../graph/view/builder.js'
 import type { Feeds } from '../../runtime/runtime.js'
 import { LABEL_OPTIONS } from '../gen/options.js'
-import { requireHead } from '../heads/head-forms.js'
-import { type HeadBase, namedLabels } from '../heads/heads.js'
-import { checkHead, type HeadOptions, headBase, TrainedHead } from '../heads/trained-head.js'
 import type { Evaluated, Examples, OpenTask, Task } from '../task.js'
-import { PROBE_BATCHES, predictedRows, type TokenProbe } from '../token-probe.js'
 import { type Labeled, type LabelOptions, type LabelProblem, problemOf, type Target } from './label-problems.js'
 
 export interface Inputs<Example> extends Partial<TokenProbe> {

@@ -4,7 +4,7 @@ import { ConfigError, DataError } from '../../base/errors.js'
 import { nextTurn } from '../../base/turns.js'
 import type { OnInvalid, Rows } from '../../data/row.js'
 import type { Model } from '../../graph/model-folder.js'
-import type { PictureEncoder } from '../../tasks/pictures/encoder.js'
+import type { PictureEncoder } from '../../graph/pictures/encoder.js'
 import type { EncodeContext, Encoded, Task } from '../../tasks/task.js'
 import { droppedLabelNote } from '../../tasks/task-of-row.js'
 import { loadChatTemplate, recordTemplate } from '../../text/chat-template.js'
@@ -97,7 +97,7 @@ export async function withPictures<T>(
   work: (pictures: PictureEncoder | undefined) => Promise<T>,
 ): Promise<T> {
   if (model.graphs.vision_encoder === undefined || model.graphs.embed_tokens === undefined) return work(undefined)
-  const { PictureEncoder } = await import('../../tasks/pictures/encoder.js')
+  const { PictureEncoder } = await import('../../graph/pictures/encoder.js')
   const executionProviders = device === undefined ? undefined : [device].flat()
   const pictures = new PictureEncoder({ model, decodeImage, threads, executionProviders })
   return work(pictures).finally(() => pictures.close())

@@ -2,11 +2,11 @@
 // line or block. Operator: https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html
 
 import { DataType, dataTypeName, dimsOf, type NodeProto, type TensorProto } from '../../../formats/onnx/tensors.js'
-import { type Source, sourceOf } from '../../fuse/patterns.js'
 import { floatAttribute, intAttribute } from '../../view/attributes.js'
 import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
+import { type Source, sourceOf } from '../../view/patterns.js'
 import { FLOAT_DTYPES } from './float-product.js'
 import { type Form, productOf } from './form.js'
 import { castConstant, INTEGER_TYPES, integerForm } from './integers.js'

@@ -4,11 +4,11 @@ import { decodeFloats, type FloatDtype } from '../../../base/dtype.js'
 import { UnsupportedError } from '../../../base/errors.js'
 import type { OnnxModel } from '../../../formats/onnx/model.js'
 import { DataType, dataTypeName, dimsOf } from '../../../formats/onnx/tensors.js'
-import { sourceOf } from '../../fuse/patterns.js'
 import { floatAttribute, intAttribute } from '../../view/attributes.js'
 import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
+import { sourceOf } from '../../view/patterns.js'
 import { type Form, type FormName, type Product, productOf, type ReadLines } from './form.js'
 
 export const FLOAT_DTYPES: Partial<Record<number, FloatDtype>> = {

@@ -14,9 +14,9 @@ import {
   type TensorProto,
   weightRange,
 } from '../../../formats/onnx/tensors.js'
-import { sourceOf } from '../../fuse/patterns.js'
 import type { Value } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
+import { sourceOf } from '../../view/patterns.js'
 import { FLOAT_DTYPES } from './float-product.js'
 import type { Form, Product } from './form.js'
 

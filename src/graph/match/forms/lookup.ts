@@ -3,10 +3,10 @@
 // https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftgatherblockquantized
 
 import { DataType, dataTypeName, dimsOf, type NodeProto, type TensorProto } from '../../../formats/onnx/tensors.js'
-import { sourceOf } from '../../fuse/patterns.js'
 import { intAttribute } from '../../view/attributes.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
+import { sourceOf } from '../../view/patterns.js'
 import { nodeScope, parameterModule } from '../linears.js'
 import { constantWeight, openFloatLines } from './float-product.js'
 import { type Form, type Linear, productOf } from './form.js'

@@ -2,11 +2,11 @@
 // the model's module may be a convolution or a linear layer, and adapters of both kinds fit.
 
 import { dimsOf } from '../../../formats/onnx/tensors.js'
-import { sourceOf } from '../../fuse/patterns.js'
 import { intAttribute, intsAttribute } from '../../view/attributes.js'
 import { Builder } from '../../view/builder.js'
 import type { Graph } from '../../view/graph.js'
 import { operatorOf } from '../../view/operators.js'
+import { sourceOf } from '../../view/patterns.js'
 import { nodeScope, parameterModule } from '../linears.js'
 import { moduleFinder } from '../match.js'
 import { ofModule } from '../module-names.js'

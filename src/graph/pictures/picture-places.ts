@@ -3,7 +3,7 @@
 
 import { UnsupportedError } from '../../base/errors.js'
 import { modelType, typesWith } from '../../families/families.js'
-import type { Model } from '../../graph/model-folder.js'
+import type { Model } from '../model-folder.js'
 
 export interface PictureSize {
   readonly count: number

@@ -1,9 +1,9 @@
 // Matches small patterns of nodes.
 
 import { DataType, floatsOf, integersOf, type NodeProto } from '../../formats/onnx/tensors.js'
-import { intAttribute, intsAttribute } from '../view/attributes.js'
-import type { Value } from '../view/builder.js'
-import type { Graph } from '../view/graph.js'
+import { intAttribute, intsAttribute } from './attributes.js'
+import type { Value } from './builder.js'
+import type { Graph } from './graph.js'
 
 export function makerOf(graph: Graph, value: Value, opType: string): NodeProto | undefined {
   const node = graph.producer(value)

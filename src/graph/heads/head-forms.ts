@@ -4,21 +4,21 @@
 import { UnsupportedError } from '../../base/errors.js'
 import { headOf } from '../../families/families.js'
 import type { HeadForm, HeadKind } from '../../families/family.js'
-import { inputFamily } from '../../graph/inputs/family.js'
+import { TASK_TYPES } from '../../families/heads.js'
+import { inputFamily } from '../inputs/family.js'
 import type { HeadBase } from './heads.js'
 
-/** `taskType` is PEFT's task_type of the adapters that bring such a head. It has none for pictures. */
 const KINDS = {
-  text: { rows: 'first', reads: undefined, task: 'text-classification', taskType: 'SEQ_CLS' },
-  token: { rows: 'all', reads: undefined, task: 'token-classification', taskType: 'TOKEN_CLS' },
-  image: { rows: 'first', reads: 'pictures', task: 'image-classification', taskType: undefined },
+  text: { rows: 'first', reads: undefined },
+  token: { rows: 'all', reads: undefined },
+  image: { rows: 'first', reads: 'pictures' },
 } as const
 
 export const HEAD_KINDS = Object.keys(KINDS) as readonly HeadKind[]
 
 /** Finds the head that an adapter of this type brings, or undefined if it brings none. */
 export function headOfType(taskType: string | undefined, base: HeadBase): HeadForm | undefined {
-  const kind = HEAD_KINDS.find((name) => KINDS[name].taskType === taskType)
+  const kind = HEAD_KINDS.find((name) => TASK_TYPES[name] === taskType)
   return kind && findHead(kind, base)
 }
 
@@ -40,6 +40,6 @@ export function requireHead(kind: HeadKind, base: HeadBase): HeadForm {
     where: 'model_type',
     what: 'the head that this type of model has for classification is not known',
     got: String(base.config.model_type),
-    hint: `Export the model with its head: optimum-cli export onnx --task ${KINDS[kind].task}`,
+    hint: `Export the model with its head: optimum-cli export onnx --task ${kind}-classification`,
   })
 }

@@ -2,14 +2,14 @@
 
 import { DataError, FileError } from '../../base/errors.js'
 import { joinedUp } from '../../base/tensor.js'
-import { pictureForm, type VisionInput, visionFeeds } from '../../graph/inputs/images.js'
-import { type Model, requireTokenizer } from '../../graph/model-folder.js'
-import { readGraph } from '../../graph/view/graph.js'
 import { type DecodeImage, type ImageSource, type Pixels, readImage } from '../../images/image.js'
 import { patchesOf } from '../../images/patches.js'
 import { imageProcessor } from '../../images/processor.js'
 import { tilesOf } from '../../images/tiles.js'
 import { type Feeds, floatsOf, type RuntimeTensor } from '../../runtime/runtime.js'
+import { pictureForm, type VisionInput, visionFeeds } from '../inputs/images.js'
+import { type Model, requireTokenizer } from '../model-folder.js'
+import { readGraph } from '../view/graph.js'
 import { type PictureSize, type PictureWriting, pictureWriting, readsNoPictures } from './picture-places.js'
 
 export interface PictureVectors {

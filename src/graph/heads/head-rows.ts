@@ -4,11 +4,11 @@
 import { listed, UnsupportedError } from '../../base/errors.js'
 import type { HeadRows } from '../../families/family.js'
 import { TensorProto_DataType as DataType } from '../../formats/onnx/gen/onnx_pb.js'
-import { markDistinct } from '../../graph/gradients/layout.js'
-import { POOLINGS, type Pooling, type SentenceModules } from '../../graph/sentence-modules.js'
-import type { Builder, Value } from '../../graph/view/builder.js'
-import type { Graph } from '../../graph/view/graph.js'
 import type { Feeds } from '../../runtime/runtime.js'
+import { markDistinct } from '../gradients/layout.js'
+import { POOLINGS, type Pooling, type SentenceModules } from '../sentence-modules.js'
+import type { Builder, Value } from '../view/builder.js'
+import type { Graph } from '../view/graph.js'
 
 export interface HeadInput {
   /** (batch, sequence, k), or (n, k) if `rows` is `given` */

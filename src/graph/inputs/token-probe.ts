@@ -1,10 +1,10 @@
 // The two small runs with which shapes are measured, and the lengths that differ between them.
 
-import { chunkOf } from '../graph/lower/chunks.js'
-import type { RunLength } from '../graph/shapes/plain-shapes.js'
-import type { Length } from '../graph/training/objective-graph.js'
-import type { Graph } from '../graph/view/graph.js'
-import type { Feeds } from '../runtime/runtime.js'
+import type { Feeds } from '../../runtime/runtime.js'
+import { chunkOf } from '../lower/chunks.js'
+import type { RunLength } from '../shapes/plain-shapes.js'
+import type { Length } from '../training/objective-graph.js'
+import type { Graph } from '../view/graph.js'
 
 /** Returns the rows of the predictions, which are the only output with two axes. */
 export function predictedRows(outputs: Readonly<Feeds>): Float32Array[] {

@@ -1,13 +1,13 @@
 // Batches of texts, padded on the right.
 
-import type { TokenBatch } from '../graph/inputs/roles.js'
-import { encoderInputs } from '../graph/inputs/tokens.js'
-import { type Model, requireTokenizer } from '../graph/model-folder.js'
-import type { Graph } from '../graph/view/graph.js'
-import type { Feeds } from '../runtime/runtime.js'
-import type { Span } from '../text/added-tokens.js'
-import { checkVocabulary } from '../text/tokenizer.js'
-import { encodeWords } from '../text/words.js'
+import type { Feeds } from '../../runtime/runtime.js'
+import type { Span } from '../../text/added-tokens.js'
+import { checkVocabulary } from '../../text/tokenizer.js'
+import { encodeWords } from '../../text/words.js'
+import { type Model, requireTokenizer } from '../model-folder.js'
+import type { Graph } from '../view/graph.js'
+import type { TokenBatch } from './roles.js'
+import { encoderInputs } from './tokens.js'
 
 function padded(lists: readonly ArrayLike<number>[], length: number, fill: number): Int32Array {
   const result = new Int32Array(lists.length * length).fill(fill)

@@ -1,9 +1,9 @@
 // Pictures in the size that a model reads, for models that see nothing else.
 
-import { imageFeeds } from '../../graph/inputs/images.js'
-import type { Model } from '../../graph/model-folder.js'
 import { type ImageProcessor, imageProcessor } from '../../images/processor.js'
 import type { Feeds } from '../../runtime/runtime.js'
+import { imageFeeds } from '../inputs/images.js'
+import type { Model } from '../model-folder.js'
 
 export function processorOf({ preprocessorConfig, config }: Model): ImageProcessor {
   return imageProcessor(preprocessorConfig, config.image_size)

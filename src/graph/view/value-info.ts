@@ -1,0 +1,41 @@
+// Declarations of values: their types and shapes.
+
+import { create } from '../../formats/onnx/protobuf.js'
+import {
+  type DataType,
+  TensorShapeProto_DimensionSchema,
+  TensorShapeProtoSchema,
+  TypeProto_TensorSchema,
+  TypeProtoSchema,
+  type ValueInfoProto,
+  ValueInfoProtoSchema,
+} from '../../formats/onnx/tensors.js'
+
+/** Declares a tensor. A dimension is a number or a symbol; without `dims` the tensor may have any rank. */
+export function valueInfo(name: string, elemType: DataType, dims?: readonly (number | string)[]): ValueInfoProto {
+  const dim = dims?.map((value) =>
+    create(TensorShapeProto_DimensionSchema, {
+      value: typeof value === 'number' ? { case: 'dimValue', value: BigInt(value) } : { case: 'dimParam', value },
+    }),
+  )
+  const shape = dim && create(TensorShapeProtoSchema, { dim })
+  const tensor = create(TypeProto_TensorSchema, { elemType, shape })
+  return create(ValueInfoProtoSchema, {
+    name,
+    type: create(TypeProtoSchema, { value: { case: 'tensorType', value: tensor } }),
+  })
+}
+
+/** Returns the declared shape and type of a value. Symbolic dimensions are undefined. */
+export function declaredOf(info: ValueInfoProto | undefined) {
+  const type = info?.type?.value
+  if (type?.case !== 'tensorType') return undefined
+  const { elemType, shape } = type.value
+  const dims = shape?.dim.map(({ value: dim }) => (dim.case === 'dimValue' ? Number(dim.value) : undefined))
+  return { elemType, dims }
+}
+
+/** Returns the shape of an input. Symbolic dimensions are undefined. */
+export function dimsOfInput(input: ValueInfoProto): (number | undefined)[] {
+  return declaredOf(input)?.dims ?? []
+}
