@@ -1,8 +1,6 @@
-// Parts that all routes share: errors, JSON bodies with a limit, and streams of events.
+// Parts that all routes share: errors and streams of events.
 
-import { concatBytes } from '../base/bytes.js'
 import { LowrankError } from '../base/errors.js'
-import { excessOf, isObject } from '../base/options.js'
 import { NO_ROOM } from '../infer/generate/prompts.js'
 
 export class HttpError extends Error {
@@ -68,57 +66,6 @@ export function errorResponse(error: HttpError, form: WireForm): Response {
   const headers: Record<string, string> = {}
   if (error.retryAfter !== undefined) headers['retry-after'] = String(error.retryAfter)
   return Response.json(form.error(error), { status: error.status, headers })
-}
-
-/** No client sends deeper JSON: schemas have at most 32 levels. */
-const MAX_DEPTH = 100
-/** Values in a body: token ids of the longest context, or thousands of messages. */
-const MAX_VALUES = 1 << 18
-
-/** Yields a body's pieces. `stopped` aborts when the server takes no new requests: it then waits for no more pieces. */
-export async function* piecesOf(
-  request: Request,
-  maxBytes: number,
-  stopped: AbortSignal,
-): AsyncGenerator<Uint8Array, void> {
-  const tooLarge = () => new HttpError(413, `The body is larger than ${maxBytes} bytes`, { code: 'body_too_large' })
-  if (Number(request.headers.get('content-length') ?? 0) > maxBytes) throw tooLarge()
-  // A signal of its own: many bodies may be on their way at once, and Node warns of many listeners. The body is not
-  // cancelled, because this would close the connection before the answer is sent.
-  const ending = { signal: AbortSignal.any([stopped]), preventCancel: true }
-  const reader = request.body?.pipeThrough(new TransformStream<Uint8Array, Uint8Array>(), ending).getReader()
-  let length = 0
-  for (;;) {
-    const next = await reader?.read()
-    if (next === undefined || next.done) return
-    length += next.value.byteLength
-    if (length > maxBytes) throw tooLarge()
-    yield next.value
-  }
-}
-
-export async function readJson(
-  request: Request,
-  maxBytes: number,
-  stopped: AbortSignal,
-): Promise<Record<string, unknown>> {
-  const type = request.headers.get('content-type') ?? ''
-  if (!/^application\/json\s*(;|$)/i.test(type)) {
-    throw new HttpError(415, `The body must have the type application/json, not ${type.slice(0, 100) || 'none'}`)
-  }
-  const chunks: Uint8Array[] = []
-  for await (const piece of piecesOf(request, maxBytes, stopped)) chunks.push(piece)
-  let value: unknown
-  try {
-    value = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(concatBytes(chunks)))
-  } catch (error) {
-    throw new HttpError(400, `The body is not valid JSON: ${(error as Error).message}`)
-  }
-  if (!isObject(value)) throw new HttpError(400, 'The body is not a JSON object')
-  const excess = excessOf(value, { depth: MAX_DEPTH, values: MAX_VALUES })
-  if (excess === 'depth') throw new HttpError(400, `The body is nested more than ${MAX_DEPTH} levels deep`)
-  if (excess === 'values') throw new HttpError(400, `The body has more than ${MAX_VALUES} values`)
-  return value
 }
 
 /** Bytes of events that a caller may leave unread. Whoever leaves more while a text grows loses the stream. */

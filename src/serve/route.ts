@@ -1,5 +1,6 @@
 // A request on its way to its route, and what the log gets of it.
 
+import type { Inbox } from './bodies/inbox.js'
 import type { Fields } from './fields.js'
 import type { Caller } from './keys.js'
 
@@ -34,8 +35,8 @@ export interface Call {
   readonly startedAt: number
   /** The part of the path that `*` stands for. */
   readonly id: string
-  /** Aborts when the server no longer waits for bodies that are on their way. */
-  readonly stopped: AbortSignal
+  /** Reads the body. */
+  readonly inbox: Inbox
   /** Settles at the end of a stream. */
   done?: Promise<unknown>
 }

@@ -9,6 +9,8 @@ import { textFormOf } from '../infer/generate/text-graph.js'
 import type { ModelSession } from '../infer/model-session.js'
 import { AdapterRegistry } from './adapters.js'
 import { ANTHROPIC, anthropicModels, messageRequest, respondMessage } from './anthropic.js'
+import { Inbox } from './bodies/inbox.js'
+import { jsonResponse } from './bodies/pieces.js'
 import {
   CHAT_FIELDS,
   CLASSIFY_FIELDS,
@@ -39,7 +41,6 @@ import {
   httpError,
   invalid,
   OPENAI,
-  readJson,
   type WireForm,
   withoutPaths,
 } from './http.js'
@@ -57,6 +58,9 @@ import { classification, embeddings, type Read, reranking, scoring } from './vec
 
 /** A body whose end is sent already when the server stops is here by then. */
 const BODY_MS = 1000
+
+/** Bytes of all unfinished bodies together. */
+const MAX_HELD = 64 << 20
 
 /** New tokens of an answer if neither the model nor the server has a limit. */
 const TOKENS_WITHOUT_CONTEXT = 4096
@@ -163,6 +167,8 @@ export class Service {
   #isStopping = false
   /** Aborts when the server stops waiting for bodies that have not arrived. */
   readonly #stopped = new AbortController()
+  readonly #maxBodyBytes: number
+  readonly #inbox: Inbox
   readonly #maxTokens: number
   readonly #maxAdapters: number
   #tokenBytes: Promise<number> | undefined
@@ -180,9 +186,12 @@ export class Service {
       maxRunning = options.session?.maxBatch ?? 8,
       maxQueue = 64,
       maxTokens,
+      maxBodyBytes = 8 << 20,
     } = options
     const onError = (error: unknown) => void this.#told(error)
     this.#maxAdapters = maxAdapters
+    this.#maxBodyBytes = maxBodyBytes
+    this.#inbox = new Inbox(this.#stopped.signal, Math.max(MAX_HELD, 2 * maxBodyBytes))
     this.#registry = new AdapterRegistry(session, { names, resolve, maxAdapters, onError, tuned: jobs?.models })
     jobs?.models.attach(this.#registry)
     this.#gate = new Gate(maxRunning, maxQueue)
@@ -206,7 +215,7 @@ export class Service {
     const id = /^[\w.:-]{1,128}$/.test(sentId) ? sentId : crypto.randomUUID()
     const entry: RequestEntry = { id, method, route: path, status: 0, ms: 0 }
     // The body and the caller are known later.
-    const call = { request, entry, startedAt, id: callId, stopped: this.#stopped.signal } as Call
+    const call = { request, entry, startedAt, id: callId, inbox: this.#inbox } as Call
     const end = () => {
       entry.ms = performance.now() - startedAt
       this.options.onRequest?.(entry)
@@ -266,7 +275,7 @@ export class Service {
     if (asked === 'GET') return route.run(this, call)
     if (this.#isStopping) throw stopping()
     if (route.fields === undefined) return route.run(this, call)
-    const body = await readJson(request, this.options.maxBodyBytes ?? 8 << 20, this.#stopped.signal)
+    const body = await this.#inbox.json({ request, caller: caller! }, this.#maxBodyBytes)
     return route.run(this, Object.assign(call, { fields: checkFields(body, route.fields) }))
   }
 
@@ -301,7 +310,7 @@ export class Service {
   async train(run: JobRun, call: Call): Promise<Response> {
     if (this.jobs === undefined) throw notTraining()
     const answer = await run(this.jobs, call)
-    return answer instanceof Response ? answer : Response.json(answer)
+    return answer instanceof Response ? answer : jsonResponse(answer)
   }
 
   async metrics(caller: Caller): Promise<Response> {
@@ -348,7 +357,7 @@ export class Service {
     checkTexts([input, query, documents, text_1, text_2].flat().filter((text) => text !== undefined) as string[], param)
     const { adapter, signal, leave } = await this.#enter(call, call.request.signal)
     try {
-      return Response.json(await read(this.session, call.fields, { adapter, model: this.#modelOf(call), signal }))
+      return jsonResponse(await read(this.session, call.fields, { adapter, model: this.#modelOf(call), signal }))
     } finally {
       leave()
     }

@@ -8,7 +8,9 @@ import { join } from 'node:path'
 import { loadModel, type Model } from 'lowrank'
 import { createHandler, folderOfAdapters, type Handler, type HandlerOptions, listen } from 'lowrank/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { GrowingBytes, Inbox } from '../../src/serve/bodies/inbox.js'
 import { eventStream, HttpError, OPENAI } from '../../src/serve/http.js'
+import { SERVER } from '../../src/serve/keys.js'
 import { Outbox } from '../../src/serve/node/outbox.js'
 import { enginesHere } from '../engines-here.js'
 import { goldenPath } from '../golden.js'
@@ -360,6 +362,61 @@ async function textOf(message: IncomingMessage): Promise<string> {
   for await (const chunk of message) chunks.push(chunk as Buffer)
   return Buffer.concat(chunks).toString()
 }
+
+describe('bodies that come slowly', () => {
+  it('of 20 callers hold 64 MiB together: the slowest get 408, and an ordinary request is answered', async () => {
+    const { port, close } = await served(handler, 0)
+    const half = `{"prompt":"${'x'.repeat(7 << 20)}`
+    const slow = Array.from({ length: 20 }, () => ask(port, half, 8 << 20))
+    const statuses: (number | undefined)[] = []
+    for (const { answer } of slow) {
+      answer.then(({ statusCode }) => statuses.push(statusCode)).catch(() => statuses.push(undefined))
+    }
+    // Each holds 8 MiB, so eight stay. A caller that still sends may lose the connection before it reads the answer.
+    await expect.poll(() => statuses.length, { timeout: 30_000 }).toBe(12)
+    expect(statuses).toContain(408)
+    expect(statuses.filter((status) => status !== 408 && status !== undefined)).toEqual([])
+    expect((await ask(port, JSON.stringify(QUICK)).answer).statusCode).toBe(200)
+    expect(statuses).toHaveLength(12)
+    for (const { sent } of slow) sent.destroy()
+    await close()
+  })
+
+  it('are copied into one buffer, and the slowest of the caller who holds most is lost', async () => {
+    const inbox = new Inbox(new AbortController().signal, 4 << 20)
+    const senders = new Map<string, ReadableStreamDefaultController<Uint8Array>>()
+    const receive = (name: string, key: string) => {
+      const body = new ReadableStream<Uint8Array>({ start: (created) => void senders.set(name, created) })
+      const sent = new Request('http://localhost', { method: 'POST', body, duplex: 'half' } as RequestInit)
+      sent.headers.set('content-type', 'application/json')
+      return inbox.json({ request: sent, caller: { ...SERVER, key } }, 3 << 20).then(
+        () => 'whole',
+        (error) => error.status,
+      )
+    }
+    const ends = { a1: receive('a1', 'a'), a2: receive('a2', 'a'), b: receive('b', 'b') }
+    const send = async (name: string, text: string) => {
+      senders.get(name)!.enqueue(new TextEncoder().encode(text))
+      await new Promise((resolve) => setTimeout(resolve, 5))
+    }
+    const spaces = (count: number) => ' '.repeat(count)
+    await send('a1', spaces(1 << 20))
+    await send('a2', `{}${spaces(1.5 * 2 ** 20)}`)
+    await send('b', `{}${spaces(1 << 20)}`)
+    await send('b', spaces(1 << 19))
+    expect(await ends.a1).toBe(408)
+    for (const name of ['a2', 'b']) senders.get(name)!.close()
+    expect(await Promise.all([ends.a2, ends.b])).toEqual(['whole', 'whole'])
+    const sizes: number[] = []
+    const bytes = new GrowingBytes((size) => sizes.push(size))
+    for (let i = 0; i < 100_000; i++) bytes.add(new Uint8Array([i]))
+    expect([bytes.bytes.length, bytes.bytes[300], sizes]).toEqual([
+      100_000,
+      44,
+      [8192, 16_384, 32_768, 65_536, 131_072],
+    ])
+  })
+})
 
 describe('callers that never read', () => {
   it('lose a stream that grows, and so stop its text', async () => {

@@ -191,8 +191,8 @@ const SERVING: readonly [promise: string, file: string, shows: string][] = [
   ],
   ['Queues and answers have limits', 'tests/serve/handler.test.ts', 'maxRunning: 1, maxQueue: 0'],
   ['A request body can have', 'tests/serve/attacks.test.ts', 'bodies are bounded'],
-  ['8 MiB, 262,144 JSON values', 'src/serve/http.ts', 'MAX_VALUES = 1 << 18'],
-  ['A request body can have 8 MiB', 'src/serve/service.ts', 'maxBodyBytes ?? 8 << 20'],
+  ['8 MiB, 262,144 JSON values', 'src/serve/bodies/inbox.ts', 'MAX_VALUES = 1 << 18'],
+  ['A request body can have 8 MiB', 'src/serve/service.ts', 'maxBodyBytes = 8 << 20'],
   ['2,048 texts for vectors and labels', 'tests/serve/attacks.test.ts', 'Array(2049)'],
   ['A prompt longer than the context', 'tests/serve/attacks.test.ts', 'it has more tokens than the context'],
   ['a word of more than 65,536 characters', 'tests/serve/attacks.test.ts', 'a word has more than 65536 characters'],
@@ -205,6 +205,17 @@ const SERVING: readonly [promise: string, file: string, shows: string][] = [
   ['for 30 seconds loses the connection', 'src/serve/node/outbox.ts', 'stallMs = 30_000'],
   ['A stream ends when its caller is', 'tests/serve/attacks.test.ts', 'lose a stream that grows'],
   ['4 MiB behind', 'src/serve/http.ts', 'MAX_BEHIND = 4 << 20'],
+  [
+    'If all bodies that are on their way hold',
+    'tests/serve/attacks.test.ts',
+    'of 20 callers hold 64 MiB together: the slowest get 408',
+  ],
+  ['hold more than 64 MiB together', 'src/serve/service.ts', 'MAX_HELD = 64 << 20'],
+  [
+    'A caller may leave at any moment',
+    'tests/serve/left-callers.test.ts',
+    'after a caller has left, on every route, at every moment',
+  ],
   [
     'If all callers together have more',
     'tests/serve/attacks.test.ts',
@@ -223,6 +234,7 @@ const SERVING: readonly [promise: string, file: string, shows: string][] = [
 ]
 
 const RELIABILITY: typeof SERVING = [
+  ['54 requests, which cover every route, at five moments', 'tests/serve/left-callers.test.ts', 'toEqual([54, 5])'],
   ['`fuzz` for 25 seconds', '.ci/run', 'fuzz -- --seconds 25 --seed 1'],
   ['`stress` for 40 seconds', '.ci/run', 'stress -- --seconds 40 --seed 1'],
   ['within 20 seconds', 'scripts/fuzz/fuzz.mjs', 'LIMIT_MS = 20_000'],

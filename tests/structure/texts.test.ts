@@ -42,6 +42,10 @@ describe('project texts', () => {
     expect(wide).toEqual([])
   })
 
+  it('makes no web streams of Node’s: they throw where nobody can catch it if a caller leaves', () => {
+    expect(filesIn('src', ['.ts']).filter((path) => /\.toWeb\(/.test(textOf(path)))).toEqual([])
+  })
+
   it(`has no folder of sources with more than ${MAX_FILES} files`, () => {
     const sizes = new Map<string, number>()
     for (const path of [...filesIn('src', ['.ts']), ...filesIn('web', ['.ts'])])

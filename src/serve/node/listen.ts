@@ -1,12 +1,12 @@
 // Serves a handler with node:http.
 
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
-import { Readable } from 'node:stream'
 import { setTimeout } from 'node:timers/promises'
 import { ConfigError } from '../../base/errors.js'
 import { checkArgument, checkOptions, kind } from '../../base/options.js'
 import { LISTEN_OPTIONS } from '../gen/options.js'
 import { Outbox } from './outbox.js'
+import { bodyStream } from './streams.js'
 
 /** The address on which a server listens. */
 export interface ListenOptions {
@@ -148,7 +148,7 @@ async function answer(
   outgoing: ServerResponse,
 ): Promise<void> {
   const left = new AbortController()
-  outgoing.on('close', () => left.abort(new DOMException('The caller left', 'AbortError')))
+  outgoing.on('close', () => left.abort(new DOMException('The caller left', 'AbortError'))).on('error', () => {})
   try {
     const response = await handler(requestOf(incoming, left.signal))
     // The rest of a body that nobody waits for would be read as the next request.
@@ -159,9 +159,12 @@ async function answer(
       await outbox.write(outgoing, chunk)
     }
   } catch {
-    // Only a request that cannot be read as HTTP, or a caller that left, gets here.
-    if (!outgoing.headersSent) outgoing.writeHead(400)
+    // A request that cannot be read as HTTP, or a stream that broke off: half an answer must not look like a whole.
+    if (outgoing.headersSent) outgoing.destroy()
+    else outgoing.writeHead(400)
   }
+  // Its `close` may have been long ago.
+  if (outgoing.destroyed) return
   await new Promise<void>((resolve) => {
     outgoing.once('close', resolve)
     outgoing.end(resolve)
@@ -178,6 +181,6 @@ function requestOf(incoming: IncomingMessage, signal: AbortSignal): Request {
     method,
     headers: list,
     signal,
-    ...(hasBody && { body: Readable.toWeb(incoming) as ReadableStream<Uint8Array>, duplex: 'half' }),
+    ...(hasBody && { body: bodyStream(incoming), duplex: 'half' }),
   })
 }

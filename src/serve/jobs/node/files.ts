@@ -4,7 +4,6 @@ import { createHash } from 'node:crypto'
 import { createReadStream } from 'node:fs'
 import { link, open } from 'node:fs/promises'
 import path from 'node:path'
-import { Readable } from 'node:stream'
 import { closing } from '../../../base/bytes.js'
 import { isObject, jsonIn } from '../../../base/options.js'
 import { textLines } from '../../../data/text-chunks.js'
@@ -13,6 +12,7 @@ import { seconds } from '../../adapters.js'
 import { checkFields } from '../../fields.js'
 import { HttpError, invalid } from '../../http.js'
 import type { Caller } from '../../keys.js'
+import { fileStream } from '../../node/streams.js'
 import type { Call } from '../../route.js'
 import { FILE_FIELDS } from '../fields.js'
 import { pageOf } from '../lists.js'
@@ -124,10 +124,10 @@ export class Files {
     return this.retrieve({ id, caller })
   }
 
-  content({ id, caller }: Call): Response {
+  async content({ id, caller }: Call): Promise<Response> {
     const file = this.get(id, caller)
-    const stream = createReadStream(path.join(this.files.folderOf(file), CONTENT))
-    return new Response(Readable.toWeb(stream) as ReadableStream<Uint8Array>, {
+    const content = await open(path.join(this.files.folderOf(file), CONTENT))
+    return new Response(fileStream(content, file.bytes), {
       headers: { 'content-type': 'application/octet-stream', 'content-length': String(file.bytes) },
     })
   }

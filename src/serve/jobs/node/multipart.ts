@@ -1,9 +1,11 @@
 // Bodies of multipart/form-data (RFC 7578): files go on piece by piece, and are never in memory as a whole.
 
-import { HttpError, piecesOf } from '../../http.js'
+import { GrowingBytes } from '../../bodies/inbox.js'
+import { HttpError } from '../../http.js'
 import type { Call } from '../../route.js'
 
 export type Write = (piece: Uint8Array) => Promise<void>
+type OnFile = (field: string, filename: string) => Write
 
 const HEADERS_END = Buffer.from('\r\n\r\n')
 const MAX_HEADERS = 16 << 10
@@ -16,24 +18,30 @@ const MAX_AROUND = 256 << 10
  *
  * @param onFile returns the function that takes the content of this field's file
  */
-export async function readForm(
-  { request, stopped }: Call,
-  maxFileBytes: number,
-  onFile: (field: string, filename: string) => Write,
-): Promise<Record<string, string>> {
-  const type = request.headers.get('content-type') ?? ''
+export async function readForm(call: Call, maxFileBytes: number, onFile: OnFile): Promise<Record<string, string>> {
+  const type = call.request.headers.get('content-type') ?? ''
   const [, quoted, plain] = /^multipart\/form-data\s*;.*\bboundary=(?:"([^"]{1,200})"|([^\s;]{1,70}))/i.exec(type) ?? []
   const boundary = quoted ?? plain
   if (boundary === undefined) throw new HttpError(415, 'The body must be multipart/form-data with a boundary')
-  const pieces = piecesOf(request, maxFileBytes + MAX_AROUND, stopped)
+  return call.inbox.receive(call, maxFileBytes + MAX_AROUND, (pieces, holds) => {
+    holds(MAX_AROUND)
+    return readParts(pieces, boundary, onFile)
+  })
+}
+
+async function readParts(
+  pieces: AsyncGenerator<Uint8Array, void>,
+  boundary: string,
+  onFile: OnFile,
+): Promise<Record<string, string>> {
   const broken = () => new HttpError(400, 'The body is not valid multipart/form-data')
   const mark = Buffer.from(`\r\n--${boundary}`)
   // A body may begin with its first boundary, without a line break before it.
   let held = Buffer.from('\r\n')
   const more = async () => {
-    const { value, done } = await pieces.next()
-    if (done) throw broken()
-    held = Buffer.concat([held, value])
+    const next = await pieces.next()
+    if (next.done) throw broken()
+    held = Buffer.concat([held, next.value])
   }
   /** Hands out what comes before the next boundary. */
   const until = async (take: (piece: Buffer) => Promise<void> | void) => {
@@ -64,14 +72,11 @@ export async function readForm(
       hasNext = await until(onFile(name, filename))
       continue
     }
-    const text: Buffer[] = []
-    let length = 0
-    hasNext = await until((piece) => {
-      length += piece.length
-      if (length > MAX_FIELD) throw new HttpError(413, `${name}: longer than ${MAX_FIELD} bytes`, { param: name })
-      text.push(Buffer.from(piece))
+    const text = new GrowingBytes((bytes) => {
+      if (bytes > MAX_FIELD) throw new HttpError(413, `${name}: longer than ${MAX_FIELD} bytes`, { param: name })
     })
-    fields[name] = Buffer.concat(text).toString()
+    hasNext = await until((piece) => text.add(piece))
+    fields[name] = Buffer.from(text.bytes).toString()
   }
   if (!hasFile) throw new HttpError(400, 'The form has no file', { param: 'file' })
   return fields

@@ -8,7 +8,6 @@ import type { DtypeChoice } from '../../../index.js'
 import { reserveFolder } from '../../../io/node/reserve.js'
 import { checkFields } from '../../fields.js'
 import { TRAINING_OPTIONS } from '../../gen/options.js'
-import { readJson } from '../../http.js'
 import type { Call } from '../../route.js'
 import { STORED_FIELDS } from '../fields.js'
 import type { Job } from '../job.js'
@@ -128,7 +127,7 @@ async function open(folder: string, options: TrainingOptions, server: ServerFact
     ...{ files, queue, models, completions },
     async createFile(call: Call) {
       if (!/^application\/json\b/i.test(call.request.headers.get('content-type') ?? '')) return files.create(call)
-      const { lowrank } = checkFields(await readJson(call.request, MAX_JSON, call.stopped), STORED_FIELDS)
+      const { lowrank } = checkFields(await call.inbox.json(call, MAX_JSON), STORED_FIELDS)
       return files.createFrom(call, completions.rows(call.caller, lowrank as StoredChoice))
     },
     serves: (requests: number) => queue.hold(when === 'idle' && requests > 0),
