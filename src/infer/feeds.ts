@@ -5,11 +5,11 @@ import { checkArgument, isObject, kind, listOf, OBJECT } from '../base/options.j
 import type { ValueInfoProto } from '../formats/onnx/tensors.js'
 import { cacheLayout, emptyTensor, isCacheInput, isState } from '../graph/inputs/cache.js'
 import { HIDDEN_STATES, PIXELS, STATES_MASK } from '../graph/inputs/family.js'
-import { ones, roleFeeds, splitInputs, typeOf } from '../graph/inputs/roles.js'
+import { ones, roleFeeds, splitInputs } from '../graph/inputs/roles.js'
 import { VECTORS } from '../graph/inputs/tokens.js'
 import type { Graph } from '../graph/view/graph.js'
 import { entryOf } from '../graph/view/operators.js'
-import { dimsOfInput } from '../graph/view/value-info.js'
+import { dimsOfInput, typeOf } from '../graph/view/value-info.js'
 import {
   type Feeds,
   type RuntimeTensor,

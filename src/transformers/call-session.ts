@@ -2,8 +2,8 @@
 // hides the inputs for adapters, and returns ONNX Runtime's tensors as they are, so a cache on the GPU is not copied.
 
 import { cacheEntry, isCacheInput } from '../graph/inputs/cache.js'
-import { typeOf } from '../graph/inputs/roles.js'
 import type { Graph } from '../graph/view/graph.js'
+import { typeOf } from '../graph/view/value-info.js'
 import { type AdapterChoice, type Mix, mixesOf } from '../infer/adapters/choice.js'
 import { headLogits } from '../infer/adapters/heads.js'
 import { batchOf, checkRanks } from '../infer/feeds.js'

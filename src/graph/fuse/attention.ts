@@ -5,7 +5,6 @@
 
 import { DataType, type NodeProto } from '../../formats/onnx/tensors.js'
 import { isCacheInput } from '../inputs/cache.js'
-import { typeOf } from '../inputs/roles.js'
 import { findLinears, type Linear } from '../match/linears.js'
 import { columnsOf } from '../match/packed.js'
 import { intAttribute } from '../view/attributes.js'
@@ -21,7 +20,7 @@ import {
   transposed,
   unsqueezed,
 } from '../view/patterns.js'
-import { dimsOfInput, valueInfo } from '../view/value-info.js'
+import { dimsOfInput, typeOf, valueInfo } from '../view/value-info.js'
 import { addBias, type Mask, maskOf } from './bias.js'
 import { type Rotation, rotate, rotationOf } from './rotary.js'
 

@@ -4,11 +4,11 @@ import { create } from '../../formats/onnx/protobuf.js'
 import { DataType, type NodeProto, ValueInfoProtoSchema } from '../../formats/onnx/tensors.js'
 import { MISSING_INPUT } from '../inject/sites.js'
 import { headSizeOf, isCacheInput } from '../inputs/cache.js'
-import { splitInputs, typeOf } from '../inputs/roles.js'
+import { splitInputs } from '../inputs/roles.js'
 import { intAttribute } from '../view/attributes.js'
 import { Builder, sharedValue, type Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
-import { dimsOfInput, valueInfo } from '../view/value-info.js'
+import { dimsOfInput, typeOf, valueInfo } from '../view/value-info.js'
 import { isPlainBias } from './bias.js'
 
 /** (batch, heads, past, size) */

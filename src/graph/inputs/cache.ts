@@ -7,9 +7,8 @@ import { nodeScope } from '../match/linears.js'
 import { intAttribute } from '../view/attributes.js'
 import type { Graph } from '../view/graph.js'
 import { operatorOf } from '../view/operators.js'
-import { dimsOfInput } from '../view/value-info.js'
+import { dimsOfInput, TYPES, typeOf } from '../view/value-info.js'
 import { widthOf } from '../view/widths.js'
-import { TYPES, typeOf } from './roles.js'
 
 export interface CacheEntry {
   readonly past: string

@@ -4,9 +4,9 @@ import { UnsupportedError } from '../../base/errors.js'
 import { DataType } from '../../formats/onnx/tensors.js'
 import type { Feeds } from '../../runtime/runtime.js'
 import type { Graph } from '../view/graph.js'
-import { declaredOf, dimsOfInput } from '../view/value-info.js'
+import { declaredOf, dimsOfInput, typeOf } from '../view/value-info.js'
 import { PIXELS } from './family.js'
-import { ones, typeOf } from './roles.js'
+import { ones } from './roles.js'
 
 export function checkImageInputs(graph: Pick<Graph, 'inputs'>): void {
   const [input, ...others] = graph.inputs

@@ -1,10 +1,10 @@
 // Finds out what the inputs of a graph mean, whichever exporter named them, and makes their feeds.
 
-import { DataType, type ValueInfoProto } from '../../formats/onnx/tensors.js'
-import type { Feeds, RuntimeTensor, TensorData, TensorType } from '../../runtime/runtime.js'
+import type { ValueInfoProto } from '../../formats/onnx/tensors.js'
+import type { Feeds, RuntimeTensor, TensorType } from '../../runtime/runtime.js'
 import type { Graph } from '../view/graph.js'
 import { entryOf } from '../view/operators.js'
-import { declaredOf, dimsOfInput } from '../view/value-info.js'
+import { dimsOfInput, typeOf } from '../view/value-info.js'
 
 /** Tokens to feed, (batch, sequence). */
 export interface TokenBatch {
@@ -47,17 +47,6 @@ export interface RoleInput {
   readonly role: Role
   readonly type: TensorType
   readonly rank: number
-}
-
-export const TYPES: Partial<Record<DataType, readonly [TensorType, new (length: number) => TensorData]>> = {
-  [DataType.FLOAT]: ['float32', Float32Array],
-  [DataType.FLOAT16]: ['float16', Uint16Array],
-  [DataType.DOUBLE]: ['float64', Float64Array],
-  [DataType.INT64]: ['int64', BigInt64Array],
-  [DataType.INT32]: ['int32', Int32Array],
-  [DataType.INT8]: ['int8', Int8Array],
-  [DataType.UINT8]: ['uint8', Uint8Array],
-  [DataType.BOOL]: ['bool', Uint8Array],
 }
 
 export function splitInputs(graph: Pick<Graph, 'inputs'>): { roles: RoleInput[]; others: ValueInfoProto[] } {
@@ -154,8 +143,4 @@ function positionsOf({ batch, attentionMask }: TokenBatch, total: number): Int32
     }
   }
   return positions
-}
-
-export function typeOf(input: ValueInfoProto): TensorType | undefined {
-  return TYPES[declaredOf(input)?.elemType as DataType]?.[0]
 }

@@ -18,11 +18,10 @@ import {
   ValueInfoProtoSchema,
 } from '../../formats/onnx/tensors.js'
 import type { Feeds, RuntimeSession, RuntimeTensor, TensorData } from '../../runtime/runtime.js'
-import { TYPES } from '../inputs/roles.js'
 import { constantTensor, intAttribute, intsAttribute } from '../view/attributes.js'
 import type { Value } from '../view/builder.js'
 import { type Graph, readBy } from '../view/graph.js'
-import { valueInfo } from '../view/value-info.js'
+import { TYPES, valueInfo } from '../view/value-info.js'
 
 export type OpenModel = (model: ModelProto) => Promise<RuntimeSession>
 

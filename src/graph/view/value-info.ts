@@ -2,7 +2,7 @@
 
 import { create } from '../../formats/onnx/protobuf.js'
 import {
-  type DataType,
+  DataType,
   TensorShapeProto_DimensionSchema,
   TensorShapeProtoSchema,
   TypeProto_TensorSchema,
@@ -10,6 +10,7 @@ import {
   type ValueInfoProto,
   ValueInfoProtoSchema,
 } from '../../formats/onnx/tensors.js'
+import type { TensorData, TensorType } from '../../runtime/runtime.js'
 
 /** Declares a tensor. A dimension is a number or a symbol; without `dims` the tensor may have any rank. */
 export function valueInfo(name: string, elemType: DataType, dims?: readonly (number | string)[]): ValueInfoProto {
@@ -38,4 +39,20 @@ export function declaredOf(info: ValueInfoProto | undefined) {
 /** Returns the shape of an input. Symbolic dimensions are undefined. */
 export function dimsOfInput(input: ValueInfoProto): (number | undefined)[] {
   return declaredOf(input)?.dims ?? []
+}
+
+/** The name that ONNX Runtime gives each type of tensor, and the array that holds its elements. */
+export const TYPES: Partial<Record<DataType, readonly [TensorType, new (length: number) => TensorData]>> = {
+  [DataType.FLOAT]: ['float32', Float32Array],
+  [DataType.FLOAT16]: ['float16', Uint16Array],
+  [DataType.DOUBLE]: ['float64', Float64Array],
+  [DataType.INT64]: ['int64', BigInt64Array],
+  [DataType.INT32]: ['int32', Int32Array],
+  [DataType.INT8]: ['int8', Int8Array],
+  [DataType.UINT8]: ['uint8', Uint8Array],
+  [DataType.BOOL]: ['bool', Uint8Array],
+}
+
+export function typeOf(input: ValueInfoProto): TensorType | undefined {
+  return TYPES[declaredOf(input)?.elemType as DataType]?.[0]
 }

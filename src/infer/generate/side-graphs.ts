@@ -4,10 +4,10 @@
 import { FileError, UnsupportedError } from '../../base/errors.js'
 import { isCacheInput } from '../../graph/inputs/cache.js'
 import { HIDDEN_STATES, STATES_MASK } from '../../graph/inputs/family.js'
-import { typeOf } from '../../graph/inputs/roles.js'
 import { encoderInputs, VECTORS } from '../../graph/inputs/tokens.js'
 import { type Model, startToken } from '../../graph/model-folder.js'
 import { type Graph, readGraph } from '../../graph/view/graph.js'
+import { typeOf } from '../../graph/view/value-info.js'
 import type { EmbeddingForm, EncoderForm } from './text-form.js'
 
 export async function encoderForm(model: Model, decoder: Graph): Promise<EncoderForm> {
