@@ -34,6 +34,10 @@ export function objectOf(value: unknown): Record<string, unknown> {
   return isObject(value) ? value : {}
 }
 
+export function pickFields(record: object, names: readonly string[]): Record<string, unknown> {
+  return Object.fromEntries(Object.entries(record).filter(([name]) => names.includes(name)))
+}
+
 /** Says whether plain data is nested deeper than `depth`, or has more than `values` values in total. */
 export function excessOf(
   value: unknown,

@@ -1,7 +1,7 @@
 // Runs in which the model writes texts for prompts and learns from them.
 
 import { DataError } from '../base/errors.js'
-import { isObject, objectOf } from '../base/options.js'
+import { isObject, objectOf, pickFields } from '../base/options.js'
 import { Random } from '../base/random.js'
 import { readRows } from '../data/read-rows.js'
 import type { Prompt } from '../infer/session.js'
@@ -9,8 +9,8 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import { causalLm } from '../tasks/causal-lm.js'
 import type { OpenTask } from '../tasks/task.js'
 import type { LoopName } from '../tasks/tasks.js'
-import type { MessageOfParts } from '../text/chat.js'
-import { type Example, fieldsOf } from '../text/records.js'
+import { CHAT_FIELDS, type MessageOfParts, withSystem } from '../text/chat.js'
+import { checkFields, type Example, fieldsOf } from '../text/records.js'
 import { runRecord } from '../train/about-run.js'
 import type { TrainInput, TrainResult } from '../train/options.js'
 import type { RewardInput } from '../train/rewards.js'
@@ -156,12 +156,14 @@ async function promptsOf({ data, columns }: TrainInput): Promise<PromptRow[]> {
  */
 export function promptOf(row: unknown, where: string): PromptRow {
   const record = objectOf(row)
+  checkFields(pickFields(record, CHAT_FIELDS), ['system'], where)
   const { question, messages = typeof question === 'string' ? [{ role: 'user', content: question }] : undefined } =
     record
   const { prompt = messages } = record
   const given = [record.answer, record.completion, record.solution].find((value) => /string|number/.test(typeof value))
   const wanted = given === undefined ? undefined : String(given)
   if (typeof prompt === 'string' && prompt !== '') {
+    checkFields(pickFields(record, CHAT_FIELDS), [], where)
     return { prompt, text: prompt, messages: undefined, answer: wanted, row: record }
   }
   const isChat = Array.isArray(prompt) && prompt.length > 0 && prompt.every(isObject)
@@ -173,7 +175,7 @@ export function promptOf(row: unknown, where: string): PromptRow {
       got: fieldsOf(row),
     })
   }
-  const all = prompt as unknown as MessageOfParts[]
+  const all = withSystem({ given: prompt, answers: [] }, record.system, where).given as MessageOfParts[]
   const isAnswered = all[all.length - 1].role === 'assistant'
   const asked = isAnswered ? all.slice(0, -1) : all
   const answer = wanted ?? (isAnswered ? all[all.length - 1].content : undefined)

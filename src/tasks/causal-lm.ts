@@ -18,7 +18,7 @@ import type { Feeds } from '../runtime/runtime.js'
 import { type Chat, chatOf } from '../text/chat.js'
 import { encodeChat } from '../text/chat-encode.js'
 import { type PackedExample, PackedExamples } from '../text/packed-examples.js'
-import { countTargets, type Example, encodeText, IGNORED } from '../text/records.js'
+import { countTargets, type Example, encodeText, fieldsRead, IGNORED } from '../text/records.js'
 import type { ChatTemplate } from '../text/template.js'
 import { checkVocabulary } from '../text/tokenizer.js'
 import { NextTokens, PROBED_TARGETS, probeTargets, rowFeeds, targetsLength } from './next-tokens.js'
@@ -68,6 +68,8 @@ export const causalLm: Task<PicturedRecord, PicturedExample> = {
     checkCausal(model, graph)
     tokenInputs(graph)
   },
+
+  reads: fieldsRead,
 
   parse: parsePictured,
 

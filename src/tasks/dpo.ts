@@ -4,14 +4,22 @@
 
 import { counted, DataError } from '../base/errors.js'
 import { commonLength } from '../base/group.js'
-import { isObject, objectOf } from '../base/options.js'
+import { isObject, objectOf, pickFields } from '../base/options.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
 import { type Model, requireTokenizer } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
-import { type Chat, type MessageOfParts, parseChat } from '../text/chat.js'
-import { countTargets, type Example, fieldsOf, IGNORED, type ParsedRecord } from '../text/records.js'
+import { CHAT_FIELDS, type Chat, type MessageOfParts, parseChat } from '../text/chat.js'
+import {
+  checkFields,
+  countTargets,
+  type Example,
+  fieldsOf,
+  IGNORED,
+  KNOWN_FIELDS,
+  type ParsedRecord,
+} from '../text/records.js'
 import { causalLm } from './causal-lm.js'
 import { DPO_OPTIONS } from './gen/options.js'
 import { meansOf } from './metrics.js'
@@ -56,6 +64,11 @@ export const dpo: Task<AnswerPair, AnswerExample, DpoOptions> = {
   options: DPO_OPTIONS,
 
   check: (model) => causalLm.check(model),
+
+  reads: ({ preferred_output: isOpenAi }) => [
+    ...(isOpenAi === undefined ? ['prompt', ...NAMES] : ['input', 'preferred_output', 'non_preferred_output']),
+    ...KNOWN_FIELDS,
+  ],
 
   parse: parseAnswerPair,
 
@@ -189,7 +202,13 @@ type Fields = Readonly<Record<string, unknown>>
 function fromOpenAi(row: Fields): Fields {
   const { input, preferred_output: chosen, non_preferred_output: rejected } = row
   if (!isObject(input) || chosen === undefined) return row
-  return { prompt: input.messages, tools: input.tools, chosen, rejected }
+  return {
+    ...pickFields(row, KNOWN_FIELDS),
+    ...pickFields(input, CHAT_FIELDS),
+    prompt: input.messages,
+    chosen,
+    rejected,
+  }
 }
 
 function parseAnswerPair(row: unknown, where: string): AnswerPair {
@@ -209,7 +228,9 @@ function parseAnswerPair(row: unknown, where: string): AnswerPair {
   }
   const empty = NAMES.find((name) => isEmpty(record[name]))
   if (empty !== undefined) throw emptyAnswer(empty, where)
-  const [chosen, rejected] = isList[0] || Array.isArray(prompt) ? chatsOf(record, where) : textsOf(record, where)
+  const isChat = isList[0] || Array.isArray(prompt)
+  checkFields(record, isChat ? CHAT_FIELDS : [], where)
+  const [chosen, rejected] = isChat ? chatsOf(record, where) : textsOf(record, where)
   return { chosen, rejected, where }
 }
 
@@ -243,14 +264,17 @@ function sharedText([a, b]: readonly string[]): number {
 }
 
 function chatsOf(record: Fields, where: string): ParsedRecord[] {
-  const { prompt, tools, chat_template_kwargs } = record
+  const { prompt } = record
+  const more = pickFields(record, CHAT_FIELDS)
   const read = (name: string) => {
     const turns = Array.isArray(prompt) ? { prompt, completion: record[name] } : { messages: record[name] }
-    return parseChat({ ...turns, tools, chat_template_kwargs }, `${where}, ${name}`)
+    return parseChat({ ...turns, ...more }, `${where}, ${name}`)
   }
   const chats = NAMES.map(read)
   const [a, b] = chats.map(({ messages }) => messages.map((message) => JSON.stringify(message)))
-  const learnFrom = Array.isArray(prompt) ? prompt.length : Math.min(commonLength(a, b), a.length - 1, b.length - 1)
+  const learnFrom = Array.isArray(prompt)
+    ? chats[0].learnFrom
+    : Math.min(commonLength(a, b), a.length - 1, b.length - 1)
   if (learnFrom === 0) throw noPrompt('messages', where)
   return chats.map((chat, i) => {
     if (!chat.messages.slice(learnFrom).some(isSaid)) throw emptyAnswer(NAMES[i], where)

@@ -97,6 +97,8 @@ export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
     })
   },
 
+  reads: (row) => [...(FIELDS.find((pair) => pair.every((name) => name in row)) ?? []), 'negative', 'score'],
+
   parse: parseRelatedTexts,
 
   encode({ texts, score }, { model, maxLength }) {

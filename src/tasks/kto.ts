@@ -3,14 +3,22 @@
 // weight·(1 − σ(±β·(log ratio − KL))); the KL is estimated from answers paired with the wrong prompt of the batch.
 
 import { DataError } from '../base/errors.js'
-import { objectOf } from '../base/options.js'
+import { objectOf, pickFields } from '../base/options.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
 import { roundUp } from '../graph/inputs/token-batch.js'
 import type { Model } from '../graph/model-folder.js'
 import type { ObjectiveGraph } from '../graph/training/objective-graph.js'
 import type { Value } from '../graph/view/builder.js'
 import type { Feeds, RuntimeTensor } from '../runtime/runtime.js'
-import { countTargets, type Example, fieldsOf, IGNORED, type ParsedRecord, parseRecord } from '../text/records.js'
+import {
+  countTargets,
+  type Example,
+  fieldsOf,
+  IGNORED,
+  KNOWN_FIELDS,
+  type ParsedRecord,
+  parseRecord,
+} from '../text/records.js'
 import { causalLm } from './causal-lm.js'
 import { countedAfter, cutTo, type DpoOptions, encodeAnswer } from './dpo.js'
 import { KTO_OPTIONS } from './gen/options.js'
@@ -79,8 +87,11 @@ export const kto: Task<JudgedRow, JudgedExample, KtoOptions> = {
 
   check: (model) => causalLm.check(model),
 
+  reads: () => ['prompt', 'completion', 'label', ...KNOWN_FIELDS],
+
   parse(row, where) {
-    const { label, prompt, completion } = objectOf(row)
+    const record = objectOf(row)
+    const { label, prompt, completion } = record
     const isWanted = typeof label === 'string' ? { true: true, false: false }[label.toLowerCase()] : label
     if (typeof isWanted !== 'boolean' || prompt === undefined || completion === undefined) {
       throw new DataError({
@@ -91,8 +102,8 @@ export const kto: Task<JudgedRow, JudgedExample, KtoOptions> = {
         hint: "If your fields have other names, use `columns: { prompt: 'question', completion: 'answer', label: 'good' }`",
       })
     }
-    const { tools, chat_template_kwargs } = row as Record<string, unknown>
-    return { record: parseRecord({ prompt, completion, tools, chat_template_kwargs }, where), isWanted, where }
+    const known = pickFields(record, KNOWN_FIELDS)
+    return { record: parseRecord({ prompt, completion, ...known }, where), isWanted, where }
   },
 
   encode({ record, isWanted, where }, context) {

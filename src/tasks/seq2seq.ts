@@ -10,7 +10,7 @@ import { batchLength, ownLength, PROBE_BATCHES, productLength, tokenLengths } fr
 import { type Model, requireTokenizer, startToken } from '../graph/model-folder.js'
 import { readGraph } from '../graph/view/graph.js'
 import type { Feeds } from '../runtime/runtime.js'
-import { fieldsOf } from '../text/records.js'
+import { checkFields, fieldsOf } from '../text/records.js'
 import { checkVocabulary } from '../text/tokenizer.js'
 import { eosOf } from './causal-lm.js'
 import { NextTokens, PROBED_TARGETS, probeTargets, rowFeeds, targetsLength } from './next-tokens.js'
@@ -55,6 +55,8 @@ export const seq2seq: Task<TextPair, Seq2SeqExample> = {
       hint,
     })
   },
+
+  reads: (row) => [row.instruction === undefined ? TEXTS : ['instruction', 'input'], TARGETS].flat(),
 
   parse: parseTextPair,
 
@@ -182,6 +184,7 @@ function parseTextPair(row: unknown, where: string): TextPair {
   if (sources.length > 1 || targets.length > 1) {
     throw refuse('more than one field could be the text or the target', RENAME)
   }
+  checkFields(record, [], where)
   const source = textOf(record, record[sources[0]], isInstruction)
   if (source === undefined) throw refuse('no text to read', RENAME)
   const target = record[targets[0]]

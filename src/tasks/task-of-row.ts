@@ -30,11 +30,15 @@ function isTruth(value: unknown): boolean {
   return typeof value === 'boolean' || (typeof value === 'string' && /^(true|false)$/i.test(value))
 }
 
-export function droppedLabelNote({ name, records }: Pick<Task, 'name' | 'records'>, row: unknown): string[] {
-  const fields = ['label', 'labels']
-  if (!isObject(row) || records.some((record) => fields.some((field) => Object.hasOwn(record, field)))) return []
-  const field = fields.find((candidate) => row[candidate] !== undefined && row[candidate] !== null)
-  return field === undefined ? [] : [`have a field "${field}", which the task ${name} does not learn`]
+/** The fields of a row that the task does not read, each as the end of a sentence: "3 of 10 records …". */
+export function unreadNotes(
+  { name, records, reads }: Pick<Task, 'name' | 'records' | 'reads'>,
+  row: unknown,
+): string[] {
+  if (!isObject(row)) return []
+  const read = new Set(reads?.(row) ?? records.flatMap(Object.keys))
+  const unread = Object.keys(row).filter((field) => !read.has(field) && row[field] !== undefined && row[field] !== null)
+  return unread.map((field) => `have a field "${field}", which the task ${name} does not read`)
 }
 
 export async function taskOfRow(row: unknown, model: Model | undefined): Promise<Task> {

@@ -100,6 +100,8 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   readonly options?: OptionTable
   /** Throws UnsupportedError, before any data is read, if the model does not suit the task. */
   check(model: Model): void
+  /** The fields of a row that are read, if not those of `records` alone. */
+  reads?(row: Readonly<Record<string, unknown>>): readonly string[]
   /** Reads a row of data. Throws DataError if fields are missing or wrong. */
   parse(row: unknown, where: string): Row
   /** Reads the files that a row names. */

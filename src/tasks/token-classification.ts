@@ -55,6 +55,8 @@ export const tokenClassification: Task<TaggedText, TaggedExample, TagOptions> = 
   ...headParts('token', wordInputs),
   options: TAG_OPTIONS,
 
+  reads: () => ['tokens', 'words', 'tags', 'ner_tags', 'text', 'entities', 'spans'],
+
   parse: parseTaggedText,
 
   encode({ text, words, tags, where }, { model, maxLength }) {

@@ -33,12 +33,20 @@ export interface Chat {
 
 type Fields = Readonly<Record<string, unknown>>
 
+export type Pair = readonly [question: string, answer: string]
+
+/** What records of chats may hold besides their messages. `functions` is OpenAI's older form of `tools`. */
+export const CHAT_FIELDS: readonly string[] = ['system', 'tools', 'functions', 'chat_template_kwargs']
+
 export type CheckMessage = (message: unknown, where: string) => MessageOfParts
 
 const ROLES = ['system', 'developer', 'user', 'assistant', 'tool', 'function', 'ipython']
 
 /** The fields in which data sets keep a model's reasoning. Templates read the first or the second. */
 export const REASONING_FIELDS: readonly string[] = ['reasoning_content', 'thinking', 'reasoning']
+
+/** Fields with which Axolotl trains on parts of a message. */
+const UNREAD_OF_MESSAGE = ['train_detail', 'training_detail', 'training']
 
 const SHAREGPT_ROLES: ReadonlyMap<unknown, string> = new Map([
   ['human', 'user'],
@@ -57,12 +65,13 @@ const SHAREGPT_ROLES: ReadonlyMap<unknown, string> = new Map([
  * @param check checks each message. Pass {@link messageOfParts} to allow pictures; the default allows only text
  */
 export function parseChat(record: Fields, where: string, check: CheckMessage = checkMessage): Chat {
-  const tools = list(record.tools, 'tools', where)
+  const functions = list(record.functions, 'functions', where)
+  const tools = list(record.tools, 'tools', where) ?? functions?.map((each) => ({ type: 'function', function: each }))
   const args = record.chat_template_kwargs ?? undefined
   if (args !== undefined && (typeof args !== 'object' || Array.isArray(args))) {
     throw new DataError({ where, what: '"chat_template_kwargs" is not an object', got: typeof args })
   }
-  const { given, answers } = turnsOf(record, where)
+  const { given, answers } = withSystem(turnsOf(record, where), record.system, where)
   const messages = [...given, ...answers].map((message, i) => check(message, `${where}, message ${i + 1}`))
   if (messages.length === 0) throw new DataError({ where, what: 'a chat without messages' })
   return {
@@ -79,15 +88,36 @@ export function messageOfParts(message: unknown, where: string): MessageOfParts 
   return { ...checkMessage({ ...(message as object), content: '' }, where), content }
 }
 
-function turnsOf(record: Fields, where: string): { given: readonly unknown[]; answers: readonly unknown[] } {
+interface Turns {
+  readonly given: readonly unknown[]
+  readonly answers: readonly unknown[]
+}
+
+/** Puts the field `system` of a record before its messages. */
+export function withSystem({ given, answers }: Turns, system: unknown, where: string): Turns {
+  if (system === undefined || system === null || system === '') return { given, answers }
+  const first = objectOf(given[0] ?? answers[0])
+  if (typeof system !== 'string') {
+    throw new DataError({ where, what: '"system" is not text', expected: 'a string', got: typeof system })
+  }
+  if (first.role === 'system' || first.role === 'developer') {
+    if (first.content === system) return { given, answers }
+    throw new DataError({
+      where,
+      what: 'a field "system" beside messages that begin with another one',
+      hint: 'Keep one of the two',
+    })
+  }
+  const scene = { role: 'system', content: system }
+  return given.length > 0 ? { given: [scene, ...given], answers } : { given, answers: [scene, ...answers] }
+}
+
+function turnsOf(record: Fields, where: string): Turns {
   const messages = list(record.messages, 'messages', where)
   if (messages !== undefined) return { given: [], answers: messages }
   const turns = list(record.conversations, 'conversations', where)
   if (turns !== undefined) {
-    const { system } = record
-    const scene = typeof system === 'string' && system !== '' ? [{ role: 'system', content: system }] : []
-    const answers = turns.map((turn, i) => fromShareGpt(turn, `${where}, message ${i + 1}`))
-    return { given: [], answers: [...scene, ...answers] }
+    return { given: [], answers: turns.map((turn, i) => fromShareGpt(turn, `${where}, message ${i + 1}`)) }
   }
   const { prompt, completion } = record
   const answers = typeof completion === 'string' ? [{ role: 'assistant', content: completion }] : [completion].flat()
@@ -118,9 +148,14 @@ function withObject(call: unknown): unknown {
   return isObject(args) ? { ...call, arguments: args } : call
 }
 
-export function chatOf(question: string, answer: string, system?: string): Chat {
+/** @param history earlier questions with their answers */
+export function chatOf(question: string, answer: string, system?: string, history: readonly Pair[] = []): Chat {
   const scene = system === undefined ? [] : [{ role: 'system', content: system }]
-  const messages = [...scene, { role: 'user', content: question }, { role: 'assistant', content: answer }]
+  const turns = [...history, [question, answer] as const].flatMap(([asked, answered]) => [
+    { role: 'user', content: asked },
+    { role: 'assistant', content: answered },
+  ])
+  const messages = [...scene, ...turns]
   return { messages, learnFrom: 0, tools: undefined, args: undefined }
 }
 
@@ -139,11 +174,11 @@ function fromShareGpt(turn: unknown, where: string): unknown {
   return { ...rest, role: SHAREGPT_ROLES.get(from) ?? from, content: value }
 }
 
-/** Reads a call in ShareGPT's form: JSON of { name, arguments }. */
+/** Reads a call in the form of ShareGPT and of OpenAI's `function_call`: { name, arguments }, or JSON of it. */
 function toolCall(value: unknown, where: string): object {
   const call = typeof value === 'string' ? jsonIn(value) : value
   if (isObject(call) && typeof call.name === 'string') return { type: 'function', function: call }
-  throw new DataError({ where, what: 'not a function call', expected: 'JSON with "name" and "arguments"' })
+  throw new DataError({ where, what: 'not a function call', expected: '"name" and "arguments"' })
 }
 
 /** Checks a message and changes it as transformers does: no nulls, reasoning under both names, text in one piece. */
@@ -154,7 +189,17 @@ function checkMessage(message: unknown, where: string): ChatMessage {
   const fields = Object.fromEntries(
     Object.entries(message).filter(([, value]) => value !== null && value !== undefined),
   )
-  const { role, tool_calls, train, weight = train === false ? 0 : 1 } = fields
+  const { function_call: call, ...others } = fields
+  if (call !== undefined) {
+    if (fields.tool_calls !== undefined) throw new DataError({ where, what: 'both "function_call" and "tool_calls"' })
+    return checkMessage({ ...others, tool_calls: [toolCall(call, where)] }, where)
+  }
+  const { role, tool_calls, weight = 1, train = true } = fields
+  const unread = UNREAD_OF_MESSAGE.find((name) => fields[name] !== undefined)
+  if (unread !== undefined || typeof train !== 'boolean') {
+    const what = unread === undefined ? '"train" is neither true nor false' : `"${unread}" of a message is not read`
+    throw new DataError({ where, what, hint: 'A message counts for the loss as a whole, or with "train": false not' })
+  }
   if (typeof role !== 'string' || !ROLES.includes(role)) {
     const got = role === undefined ? 'no role' : JSON.stringify(role)
     const meant = SHAREGPT_ROLES.get(role)
@@ -188,7 +233,7 @@ function checkMessage(message: unknown, where: string): ChatMessage {
     ...fields,
     ...(reasoning !== undefined && { reasoning_content: reasoning }),
     role,
-    ...(weight === 0 && { weight }),
+    ...((weight === 0 || !train) && { weight: 0 }),
     ...(content !== undefined && { content }),
   } as ChatMessage
 }

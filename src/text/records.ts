@@ -2,7 +2,7 @@
 
 import { DataError } from '../base/errors.js'
 import { describe } from '../base/options.js'
-import { type Chat, type CheckMessage, parseChat } from './chat.js'
+import { CHAT_FIELDS, type Chat, type CheckMessage, chatOf, type Pair, parseChat } from './chat.js'
 import type { Tokenizer } from './tokenizer.js'
 
 /** A message of a chat. Other fields are passed to the chat template. */
@@ -12,7 +12,10 @@ export interface MessageRecord {
   readonly tool_calls?: readonly object[] | null | undefined
 }
 
-/** A record of training data. Other fields are ignored. */
+/**
+ * A record of training data. A field that changes what a known format means, and that records of this kind do not have,
+ * is an error; all others are ignored, and named in a warning.
+ */
 export type TextRecord =
   | { readonly text: string }
   | { readonly prompt: string | readonly MessageRecord[]; readonly completion: string | readonly MessageRecord[] }
@@ -23,8 +26,15 @@ export type TextRecord =
       readonly images?: readonly unknown[] | null | undefined
     }
   | { readonly conversations: readonly { readonly from: string; readonly value: string }[]; readonly system?: string }
-  | { readonly instruction: string; readonly input?: string | null | undefined; readonly output: string }
-  | { readonly question: string; readonly answer: string }
+  | {
+      readonly instruction: string
+      readonly input?: string | null | undefined
+      readonly output: string
+      readonly system?: string
+      /** Earlier questions with their answers, which are learned too. */
+      readonly history?: readonly (readonly [string, string])[]
+    }
+  | { readonly question: string; readonly answer: string; readonly context?: string; readonly system?: string }
 
 export type ParsedRecord = { readonly where: string } & (
   | { readonly kind: 'text'; readonly text: string }
@@ -53,6 +63,58 @@ const KINDS = [
   ['text'],
 ] as const
 
+const OF_QUESTIONS = ['system', 'context', 'history']
+const OF_IMAGES = ['images', 'image']
+
+/** What records of each kind read besides the fields that make the kind. */
+const ALSO: Readonly<Record<(typeof KINDS)[number][0], readonly string[]>> = {
+  messages: [...CHAT_FIELDS, ...OF_IMAGES],
+  conversations: [...CHAT_FIELDS, ...OF_IMAGES],
+  prompt: OF_IMAGES,
+  instruction: [...OF_QUESTIONS, ...OF_IMAGES, 'input'],
+  question: [...OF_QUESTIONS, ...OF_IMAGES],
+  text: OF_IMAGES,
+}
+
+/** Fields that known formats have. A record means something else without them, so they are never left out silently. */
+export const KNOWN_FIELDS: readonly string[] = [
+  ...CHAT_FIELDS,
+  'context',
+  'history',
+  'weight',
+  'train',
+  'function_call',
+]
+
+const isNothing = (value: unknown) =>
+  value === undefined || value === null || value === '' || (Array.isArray(value) && value.length === 0)
+
+/** Throws DataError for a field of {@link KNOWN_FIELDS} that is not among those that are read. */
+export function checkFields(record: Fields, read: readonly string[], where: string): void {
+  const { weight, train } = record
+  const unread = KNOWN_FIELDS.find((name) => {
+    const isNeutral = (name === 'weight' && weight === 1) || (name === 'train' && train === true)
+    return !read.includes(name) && !isNeutral && !isNothing(record[name])
+  })
+  if (unread === undefined) return
+  const isShare = unread === 'weight' || unread === 'train'
+  throw new DataError({
+    where,
+    what: `the field "${unread}" is not read in such a record`,
+    got: fieldsOf(record),
+    hint: isShare
+      ? 'Leave the record out, or say it of a message of the assistant: "weight": 0 keeps its text out of the loss'
+      : "Write it into the texts, or name the fields to use, as in `columns: { messages: 'messages' }`",
+  })
+}
+
+/** The fields of a record that {@link parseRecord} reads. */
+export function fieldsRead(record: Fields): readonly string[] {
+  const names = KINDS.find((names) => names.every((name) => record[name] !== undefined && record[name] !== null))
+  if (names === undefined) return []
+  return [...names, ...(names[0] === 'prompt' && Array.isArray(record.prompt) ? CHAT_FIELDS : []), ...ALSO[names[0]]]
+}
+
 const RENAME = "If your fields have other names, use `columns: { prompt: 'question', completion: 'answer' }`"
 
 /**
@@ -72,6 +134,7 @@ export function parseRecord(value: unknown, where: string, check?: CheckMessage)
       hint: "Say which fields to use, as in `columns: { text: 'text' }`",
     })
   }
+  if (kinds.length === 1) checkFields(record, fieldsRead(record), where)
   const parsed = kinds.length === 1 ? parseKind(kinds[0][0], record, where, check) : undefined
   if (parsed !== undefined) return { where, ...parsed }
   const wrong = kinds[0]?.find((name) => typeof record[name] !== 'string')
@@ -104,13 +167,25 @@ function parseKind(kind: (typeof KINDS)[number][0], record: Fields, where: strin
   const { instruction, input, output, question, answer } = record
   const [asked, answered] = isInstruction ? [instruction, output] : [question, answer]
   if (typeof asked !== 'string' || typeof answered !== 'string') return undefined
-  const hasInput = isInstruction && typeof input === 'string' && input !== ''
-  return {
-    kind: 'answer',
-    question: hasInput ? `${asked}\n\n${input}` : asked,
-    answer: answered,
-    system: typeof system === 'string' && system !== '' ? system : undefined,
-  } as const
+  const more = [isInstruction ? input : undefined, record.context].filter((value) => !isNothing(value))
+  if (more.length > 1 || (more.length === 1 && typeof more[0] !== 'string')) {
+    const what =
+      more.length > 1 ? 'both "input" and "context"' : `"${isNothing(input) ? 'context' : 'input'}" is not text`
+    throw new DataError({ where, what, expected: 'one text besides the question', got: fieldsOf(record) })
+  }
+  const whole = [asked, ...more].join('\n\n')
+  const scene = typeof system === 'string' && system !== '' ? system : undefined
+  if (scene === undefined && !isNothing(system)) throw new DataError({ where, what: '"system" is not text' })
+  const history = isNothing(record.history) ? [] : record.history
+  if (!Array.isArray(history) || !history.every(isPair)) {
+    throw new DataError({ where, what: '"history" is not read', expected: 'pairs of a question and its answer' })
+  }
+  if (history.length > 0) return { kind: 'chat', chat: chatOf(whole, answered, scene, history) } as const
+  return { kind: 'answer', question: whole, answer: answered, system: scene } as const
+}
+
+function isPair(value: unknown): value is Pair {
+  return Array.isArray(value) && value.length === 2 && value.every((text) => typeof text === 'string')
 }
 
 export function fieldsOf(value: unknown): string {

@@ -91,7 +91,7 @@ it('trains without up to so many bad records, and says which task it chose', asy
 it('warns where training on text alone drops a label', async () => {
   const data = file('dropped.jsonl', LABELED)
   const { stderr } = await lowrankHere('data', data, '--task', 'causal-lm', '--model', model)
-  expect(stderr).toContain('5 of 5 records have a field "label", which the task causal-lm does not learn')
+  expect(stderr).toContain('5 of 5 records have a field "label", which the task causal-lm does not read')
 })
 
 it('misses the chat template before weights are loaded', async () => {

@@ -10,11 +10,11 @@ import { Hash } from '../../graph/base-record.js'
 import { type Model, requireTokenizer } from '../../graph/model-folder.js'
 import { joinGraphs } from '../../graph/training/joined-graph.js'
 import type { EncodeContext, Task } from '../../tasks/task.js'
-import { droppedLabelNote, taskOfRow } from '../../tasks/task-of-row.js'
+import { taskOfRow, unreadNotes } from '../../tasks/task-of-row.js'
 import { loadTask, type TaskName } from '../../tasks/tasks.js'
 import type { TrainInput, TrainingData } from '../options.js'
 import { encodeContext, encodeRow, withPictures } from './examples.js'
-import { countOne, type LengthReport, labelsOf, lengthsOf, MAX_LABELS, mostFrequent } from './facts.js'
+import { countOne, type LengthReport, labelsOf, lengthsOf, MAX_LABELS, MAX_NOTES, mostFrequent } from './facts.js'
 
 /** A token of an example. */
 export interface PreviewToken {
@@ -69,7 +69,6 @@ export interface CheckDataInput
   readonly model?: Model | undefined
 }
 
-const MAX_FORMS = 100
 const UNLEARNED = 'left out, because they have no target'
 
 /** Wrong records are in the report, wrong options are thrown. `preview`: examples that are shown as tokens. */
@@ -165,9 +164,9 @@ class Records {
     this.hashes.push(hash)
     countOne(this.lengths, length ?? charactersOf(row))
     if (!isObject(row)) return
-    countOne(this.forms, Object.keys(row).join(', '), MAX_FORMS)
+    countOne(this.forms, Object.keys(row).join(', '), MAX_NOTES)
     for (const label of labelsOf(row)) countOne(this.labels, label, MAX_LABELS)
-    for (const note of droppedLabelNote(this.task!, row)) countOne(this.notes, note)
+    for (const note of unreadNotes(this.task!, row)) countOne(this.notes, note, MAX_NOTES)
   }
 
   async #encode(row: unknown, task: Task, context: EncodeContext, where: string): Promise<number> {

@@ -6,11 +6,12 @@ import type { OnInvalid, Rows } from '../../data/row.js'
 import type { Model } from '../../graph/model-folder.js'
 import type { PictureEncoder } from '../../graph/pictures/encoder.js'
 import type { EncodeContext, Encoded, Task } from '../../tasks/task.js'
-import { droppedLabelNote } from '../../tasks/task-of-row.js'
+import { unreadNotes } from '../../tasks/task-of-row.js'
 import { loadChatTemplate, recordTemplate } from '../../text/chat-template.js'
 import { type ExampleFile, ExampleStore } from '../../text/example-store.js'
 import type { ChatTemplate } from '../../text/template.js'
 import type { TrainInput } from '../options.js'
+import { countOne, MAX_NOTES } from './facts.js'
 
 const YIELD_MS = 16
 
@@ -67,8 +68,7 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
     const { parsed, encoded } = read
     if (encoded.isTruncated) part.truncatedRecords++
     if (encoded.examples.length === 0) part.skippedRecords++
-    for (const note of [...(encoded.notes ?? []), ...droppedLabelNote(task, row)])
-      part.notes.set(note, (part.notes.get(note) ?? 0) + 1)
+    for (const note of [...(encoded.notes ?? []), ...unreadNotes(task, row)]) countOne(part.notes, note, MAX_NOTES)
     for (const example of encoded.examples) part.examples.push(example)
     options.onRow?.(parsed, encoded, part === heldOut, row)
     if (performance.now() - pausedAt > YIELD_MS) {

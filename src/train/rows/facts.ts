@@ -58,6 +58,9 @@ function promptOf(record: Readonly<Record<string, unknown>>): string | undefined
 /** Different labels that are counted. */
 export const MAX_LABELS = 1000
 
+/** Different notes, and different sets of fields, that are counted. */
+export const MAX_NOTES = 100
+
 /** How long records are. */
 export interface LengthReport {
   /** Tokens of the examples, if a model is given; else characters of all texts of a record. */
