@@ -2,7 +2,7 @@
 // Unknown options are never ignored: the error suggests the option that was meant.
 
 import { ConfigError } from './errors.js'
-import { adviceOn, meantBy, peftStart } from './synonyms.js'
+import { adviceOn, meantBy } from './words.js'
 
 /** Which values an option or an argument may have. */
 export interface Kind {
@@ -178,10 +178,14 @@ export function checkOptions(options: unknown, of: string, table: OptionTable, e
 /** @throws ConfigError that names the argument if the value is of another kind */
 export function checkArgument(value: unknown, { expected, words = [], accepts }: Kind, where: string): void {
   if (accepts(value)) return
-  const meant = typeof value === 'string' ? meantBy(value, words) : undefined
-  const start = where === 'init' && typeof value === 'string' ? peftStart(value) : undefined
-  const hint = meant === undefined ? start : `Did you mean ${meant}?`
+  const hint = typeof value === 'string' ? hintOn(value, words, where) : undefined
   throw new ConfigError({ where, what: 'not valid', expected, got: describe(value), ...(hint && { hint }) })
+}
+
+/** Says what to write instead of a value that an option does not take, or undefined if nothing is close. */
+export function hintOn(value: string, words: readonly string[], option: string): string | undefined {
+  const meant = meantBy(value, words)
+  return adviceOn(value, [option]) ?? (meant && `Did you mean ${meant}?`)
 }
 
 export function unknownOption(
@@ -199,7 +203,7 @@ export function unknownOption(
   return new ConfigError({
     where: name,
     what: `${of} has no such option`,
-    hint: elsewhere[name] ?? adviceOn(name) ?? hint,
+    hint: elsewhere[name] ?? adviceOn(name, names) ?? hint,
   })
 }
 

@@ -2,8 +2,8 @@
 // or do not allow an option twice.
 
 import { parseArgs } from 'node:util'
-import { adviceOn, meantBy, peftStart } from '../base/synonyms.js'
-import { leadOf } from './leads.js'
+import { hintOn } from '../base/options.js'
+import { adviceOn, meantBy } from '../base/words.js'
 
 /** The error for a wrong command line: exit code 2. */
 export class UsageError extends Error {
@@ -79,10 +79,8 @@ export function choice<const C extends string, const F extends C | undefined = u
       const last = occurrences.at(-1)
       if (last === undefined) return fallback as F
       if ((values as readonly string[]).includes(last.value)) return last.value as C
-      const near = meantBy(last.value, values)
-      const start = last.flag === '--init' ? peftStart(last.value) : undefined
-      const hint = near === undefined ? start && `. ${start}` : `; did you mean ${near}?`
-      throw new UsageError(`${last.flag} is one of ${values.join(', ')}; got '${last.value}'${hint ?? ''}`)
+      const hint = hintOn(last.value, values, keyOf(last.flag))
+      throw new UsageError(`${last.flag} is one of ${values.join(', ')}; got '${last.value}'${hint ? `. ${hint}` : ''}`)
     },
   }
 }
@@ -105,6 +103,10 @@ export function readNumber({ flag, value }: Occurrence): number {
 
 export function flagOf(key: string): string {
   return `--${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`
+}
+
+function keyOf(flag: string): string {
+  return flag.replace(/^-+/, '').replaceAll(/-(\w)/g, (_, letter: string) => letter.toUpperCase())
 }
 
 export function parseCommand(command: Command, args: readonly string[]) {
@@ -201,10 +203,8 @@ function unknownOption(flag: string, known: string[]): string {
   const names = known.map((name) => name.slice(2))
   const written = flag.replace(/^-+/, '')
   const initials = (name: string) => name.replace(/(\w)\w*-?/g, '$1')
-  const keys = names.map((name) => name.replaceAll(/-(\w)/g, (_, letter: string) => letter.toUpperCase()))
-  const lead = leadOf(written, keys)
-  if (lead !== undefined) return `there is no option ${flag}; ${lead}`
-  const advice = adviceOn(written)
+  const keys = names.map(keyOf)
+  const advice = adviceOn(written, ['--', ...keys, ...keys.map((key) => `--${key}`)])
   if (advice !== undefined) return `there is no option ${flag}. ${advice}`
   const meant = meantBy(written, keys)
   const near = names.find((name) => initials(name) === written) ?? (meant && names[keys.indexOf(meant)])

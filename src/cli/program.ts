@@ -1,10 +1,9 @@
 // Finds the command, runs it, and returns the exit code.
 
 import { readFileSync } from 'node:fs'
-import { COMMAND_SYNONYMS, meantBy } from '../base/synonyms.js'
+import { adviceOn, meantBy } from '../base/words.js'
 import { ConfigError, configureHub, LowrankError } from '../index.js'
 import { checkEarly } from './early.js'
-import { leadOf } from './leads.js'
 import { type Command, flagOf, parseCommand, UsageError } from './options.js'
 import { commandHelp, programHelp } from './show/help.js'
 import { complain, print, say, showDownloads, spellMessages, usesColor, warn } from './show/terminal.js'
@@ -108,9 +107,9 @@ function show(text: string): number {
 
 function unknownCommand(name: string): string {
   if (name.startsWith('-')) return `the command comes first: lowrank <command> ${name}`
-  const lead = leadOf(name)
-  if (lead !== undefined) return `there is no command '${name}'; ${lead}`
-  const near = meantBy(name, Object.keys(COMMANDS), COMMAND_SYNONYMS)
+  const advice = adviceOn(name, ['lowrank'])
+  if (advice !== undefined) return `there is no command '${name}'. ${advice}`
+  const near = meantBy(name, Object.keys(COMMANDS), 'lowrank ')
   return `there is no command '${name}'; ${near !== undefined ? `did you mean ${near}?` : `there are ${Object.keys(COMMANDS).join(', ')}`}`
 }
 

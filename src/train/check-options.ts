@@ -1,7 +1,7 @@
 // Checks before anything is computed: options before the data is read, tensors before the first step.
 
 import { ConfigError, MismatchError, StateError, UnsupportedError } from '../base/errors.js'
-import { peftStart } from '../base/synonyms.js'
+import { adviceOn } from '../base/words.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { DRAWN_INITS, type Init } from '../lora/init/inits.js'
@@ -61,7 +61,7 @@ function checkInit(init: Init): void {
     what: 'train starts new adapters from shapes alone, and this start needs data or the weights of the base',
     expected: DRAWN_INITS.join(', '),
     got: init,
-    hint: peftStart(init),
+    hint: adviceOn(init, ['init']),
   })
 }
 

@@ -3,7 +3,7 @@
 
 import { ConfigError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, isObject } from '../base/options.js'
-import { meantBy } from '../base/synonyms.js'
+import { meantBy } from '../base/words.js'
 import { TensorProto_DataType as DataType } from '../formats/onnx/gen/onnx_pb.js'
 import { logitsName } from '../graph/match/linears.js'
 import { Builder } from '../graph/view/builder.js'

@@ -2,8 +2,8 @@
 
 import { ConfigError, UnsupportedError } from '../../base/errors.js'
 import { Random } from '../../base/random.js'
-import { peftStart } from '../../base/synonyms.js'
 import { type FloatArray, type Matrix, zeros } from '../../base/tensor.js'
+import { adviceOn } from '../../base/words.js'
 import { copyAs, normals } from '../../linalg/product.js'
 import { type LoraConfig, scalingOf } from '../config.js'
 import type { FactorPair } from '../delta.js'
@@ -57,7 +57,7 @@ export function firstFactors(
         what: 'lowrank does not compute these initial values',
         expected: STARTS.join(', '),
         got: init,
-        hint: peftStart(init),
+        hint: adviceOn(init, ['init']),
       })
   }
 }

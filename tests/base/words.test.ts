@@ -1,9 +1,10 @@
 // Guesses for names that lowrank does not have.
 
 import { expect, it } from 'vitest'
-import { COMMAND_SYNONYMS, meantBy } from '../../src/base/synonyms.js'
+import { adviceOn, meantBy } from '../../src/base/words.js'
 import { TRAIN_OPTIONS } from '../../src/index/gen/options.js'
 import { LORA_CONFIG } from '../../src/lora/gen/options.js'
+import { textOf } from '../structure/project.js'
 
 const OPTIONS = [...Object.keys(TRAIN_OPTIONS), ...Object.keys(LORA_CONFIG)]
 const COMMANDS = ['train', 'merge', 'unmerge', 'resize', 'inspect', 'generate', 'convert']
@@ -37,5 +38,23 @@ it.each([
   ['trian', 'train'],
   ['megre', 'merge'],
 ])('command %s: %s', (word, meant) => {
-  expect(meantBy(word, COMMANDS, COMMAND_SYNONYMS)).toBe(meant)
+  expect(meantBy(word, COMMANDS, 'lowrank ')).toBe(meant)
+})
+
+it('sentences are for their places alone', () => {
+  expect(adviceOn('bf16', ['--dtype'])).toMatch(/--dtype fp16/)
+  expect(adviceOn('bf16', ['--outDtype'])).toMatch(/--out-dtype/)
+  expect(adviceOn('bf16', ['dtype', 'lowrank'])).toBeUndefined()
+  expect(adviceOn('fsync', [])).toMatch(/leave it out/)
+})
+
+it('the table has at most 120 rows, each with words, a place, and no word twice for one place', () => {
+  const rows = /const ROWS = `\n([^`]*)\n`/.exec(textOf('src/base/words.ts'))![1].split('\n')
+  expect(rows.length).toBeLessThanOrEqual(120)
+  const uses = rows.flatMap((row) => {
+    const [words, place, sentence = ''] = row.split(' | ')
+    return words.split(' ').map((word) => `${word.replaceAll('_', '')} | ${place} | ${sentence !== ''}`)
+  })
+  expect(uses.filter((use) => !/^[a-z0-9-]+ \| (\*|[a-zA-Z -]+) \| /.test(use))).toEqual([])
+  expect(uses.filter((use, i) => uses.indexOf(use) !== i)).toEqual([])
 })
