@@ -29,9 +29,7 @@ CASES = {  # case: (adapters, weights, options of add_weighted_adapter)
     "cat": (["first", "wide"], [1.0, 0.5], {"combination_type": "cat"}),
     "cat-patterns": (["patterns", "second"], [1.0, -0.5], {"combination_type": "cat"}),
     "svd-rank": (["first", "wide"], [1.0, -0.5], {"combination_type": "svd", "svd_rank": 2}),
-    "ties": (["first", "second"], [0.7, 1.5], {"combination_type": "ties", "density": 0.6}),
     "linear-rslora": (["rslora", "first"], [1.0, 0.5], {"combination_type": "linear"}),
-    "dare-linear": (["first", "second"], [1.0, -0.5], {"combination_type": "dare_linear", "density": 1.0}),
 }
 
 

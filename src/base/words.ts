@@ -121,6 +121,8 @@ lora_ga | init | PEFT makes it: preprocess_loraga(model, config, train_step). Tr
 corda | init | PEFT makes it: preprocess_corda(model, config, run_model). Train the adapter there
 loftq | init | PEFT makes it: LoraConfig(init_lora_weights='loftq', loftq_config=LoftQConfig()). Train the adapter there
 mica | init | PEFT makes it: LoraConfig(init_lora_weights='mica'). Train the adapter there
+ties dare_linear dare_ties magnitude_prune density seed | combinationType | TIES and DARE are gone: exact adds the whole changes
+cat svd | combinationType | leave it out: exact is the whole sum, and with a rank the closest of that rank
 shard shards | * | One process writes the whole result, in seconds for some GB: leave it out
 resume finish | * | Give the same command again: it starts anew. Only a training goes on where it stopped
 fsync | * | Results are always on the disk before they have their names: leave it out

@@ -1,12 +1,11 @@
 // Combines several adapters into one. The exact way stacks the factors, Σ cᵢ·Bᵢ·Aᵢ = [c₁B₁, c₂B₂, …]·[A₁; A₂; …], and
 // computes the SVD of that product from two QR decompositions. This gives the closest change of each rank without a
-// matrix of the weight's size. The other ways add the factors, as PEFT's add_weighted_adapter does.
+// matrix of the weight's size. `linear` adds the factors, as PEFT's add_weighted_adapter does.
 
 import type { Directory } from '../base/bytes.js'
 import { ConfigError, MismatchError, StateError, UnsupportedError } from '../base/errors.js'
 import { Steps } from '../base/progress.js'
-import { Random } from '../base/random.js'
-import { type FloatArray, formatShape, type Matrix } from '../base/tensor.js'
+import { formatShape, type Matrix } from '../base/tensor.js'
 import { beside, copyAs, stacked } from '../linalg/product.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
@@ -29,7 +28,6 @@ import {
   shellOf,
 } from './factor-parts.js'
 import { type RankReport, type ResizeResult, totalError, truncatedChange } from './resize.js'
-import { sparseSum } from './sparse.js'
 
 /** Result of {@link combineAdapters}. */
 export type CombineResult = ResizeResult
@@ -54,7 +52,7 @@ export async function combineAdapters(
       const label = typeof parts.name === 'string' && parts.name !== 'adapter' ? parts.name : `adapter ${index + 1}`
       opened.push({ adapter: parts, weight, parts: byName, label })
     }
-    for (const adapter of opened) checkParts(adapter, way)
+    opened.forEach(checkParts)
     const names = [...new Set(opened.flatMap(({ parts }) => [...parts.keys()]))]
     const steps = new Steps(names.length, { onProgress, signal })
     const layers: NewLayer[] = []
@@ -109,19 +107,12 @@ function biasOf(terms: readonly Term[], owners: readonly Opened[]): LayerVectors
   return { biasB }
 }
 
-function checkParts({ adapter, parts, weight, label }: Opened, { type, sum }: CombineWay): void {
+function checkParts({ adapter, parts, weight, label }: Opened): void {
   if (adapter.config.useDora) {
     throw new UnsupportedError({
       where: label,
       what: 'DoRA adapters cannot be combined, because their change depends on the base',
       hint: 'Merge it into its base, make an adapter from the result with `lowrank extract`, and combine that adapter',
-    })
-  }
-  if (adapter.config.loraBias && sum.keep !== 'all') {
-    throw new UnsupportedError({
-      where: label,
-      what: `biases of B (lora_bias) are not combined by ${type}`,
-      expected: 'exact or linear',
     })
   }
   for (const { name, kind } of parts.values()) {
@@ -213,18 +204,16 @@ interface Combined {
 }
 
 /** Combines one layer of several adapters. B includes the scaling, so rsLoRA and patterns need no special treatment. */
-function combinedChange(name: string, terms: readonly Term[], way: CombineWay): Combined {
-  const { type, choice } = way
+function combinedChange(name: string, terms: readonly Term[], { type, choice }: CombineWay): Combined {
   const { part, change } = terms[0]
   if (type === 'exact') {
     const { change: kept, report } = truncatedChange(part, sumOf(terms), choice)
     return { pairs: kept.pairs, report }
   }
-  checkRanks(name, terms, type)
-  const pairs = change.pairs.map((_, at) => combineFactors(name, terms, at, way))
+  checkRanks(name, terms)
+  const pairs = change.pairs.map((_, at) => combineFactors(terms, at))
   const rank = configRank(part, pairs[0].weightA.shape[0], pairs.length)
-  const error = type === 'linear' ? distance(pairs, sumOf(terms).pairs) : 0
-  return { pairs, report: { rank, norm: normOf(pairs), error } }
+  return { pairs, report: { rank, norm: normOf(pairs), error: distance(pairs, sumOf(terms).pairs) } }
 }
 
 function sumOf(terms: readonly Term[]): Change {
@@ -235,41 +224,37 @@ function sumOf(terms: readonly Term[]): Change {
   return { pairs, vectors: {} }
 }
 
-function checkRanks(name: string, terms: readonly Term[], type: string): void {
+function checkRanks(name: string, terms: readonly Term[]): void {
   const ranks = terms.map(({ part }) => part.rank)
   if (new Set(ranks).size === 1) return
   throw new ConfigError({
     where: name,
-    what: `${type} adds the factors themselves, so all adapters need the same rank here`,
+    what: 'linear adds the factors themselves, so all adapters need the same rank here',
     expected: `rank ${ranks[0]}`,
     got: ranks.join(', '),
     hint: 'exact takes adapters of any ranks',
   })
 }
 
-/** With c = weight·s, takes sgn(c)·√|c|·A and √|c|·B (PEFT's _generalized_task_arithmetic_weighted_adapter). */
-function combineFactors(name: string, terms: readonly Term[], at: number, { sum, seed }: CombineWay): FactorPair {
+/** With c = weight·s, adds sgn(c)·√|c|·A and √|c|·B (PEFT's _generalized_task_arithmetic_weighted_adapter). */
+function combineFactors(terms: readonly Term[], at: number): FactorPair {
   const factors = terms.map(({ part, change, weight }) => {
     const c = weight * part.scaling
     const { weightA, weightB } = change.pairs[at]
-    // The change's B includes s, but the trimming must see B as it is stored.
+    // The change's B includes s, but this sum is of the factors as they are stored.
     const b = part.scaling === 0 ? weightB : scaled(weightB, 1 / part.scaling)
-    return { weightA, weightB: b, rootA: Math.sign(c) * Math.sqrt(Math.abs(c)), rootB: Math.sqrt(Math.abs(c)) }
+    const root = Math.sqrt(Math.abs(c))
+    return { a: { matrix: weightA, weight: Math.sign(c) * root }, b: { matrix: b, weight: root } }
   })
-  type Factors = (typeof factors)[number]
-  const combine = (
-    role: 'A' | 'B',
-    of: (entry: Factors) => { data: FloatArray; weight: number },
-    like: Matrix,
-  ): Matrix => {
-    const random = (index: number) => new Random(seed, `combine/${name}/${at}/${role}/${index}`)
-    return copyAs({ data: sparseSum(factors.map(of), sum, random), shape: like.shape }, like.data)
-  }
-  const [{ weightA, weightB }] = factors
-  return {
-    weightA: combine('A', (entry) => ({ data: entry.weightA.data, weight: entry.rootA }), weightA),
-    weightB: combine('B', (entry) => ({ data: entry.weightB.data, weight: entry.rootB }), weightB),
-  }
+  return { weightA: weightedSum(factors.map(({ a }) => a)), weightB: weightedSum(factors.map(({ b }) => b)) }
+}
+
+/** Adds in f64, and rounds the sum to the type of the first matrix. */
+function weightedSum(matrices: readonly { readonly matrix: Matrix; readonly weight: number }[]): Matrix {
+  const [{ matrix: first }] = matrices
+  const sum = new Float64Array(first.data.length)
+  for (const { matrix, weight } of matrices) for (let i = 0; i < sum.length; i++) sum[i] += weight * matrix.data[i]
+  return copyAs({ data: sum, shape: first.shape }, first.data)
 }
 
 function distance(got: readonly FactorPair[], wanted: readonly FactorPair[]): number {

@@ -29,7 +29,7 @@ export const TOOL_FUNCTIONS: Record<string, Call> = {
       },
     ],
     options: 0,
-    misspelled: { adapter: /adapters/, combination_type: /combinationType/, svdRank: /rank/, densitty: /density/ },
+    misspelled: { adapter: /adapters/, combination_type: /combinationType/, svdRank: /rank/ },
   },
   convertAdapter: {
     call: lowrank.convertAdapter,

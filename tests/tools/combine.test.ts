@@ -16,7 +16,7 @@ usePlatform(nodePlatform)
 interface Case {
   adapters: string[]
   weights: number[]
-  options: { combination_type: string; svd_rank?: number; density?: number }
+  options: { combination_type: string; svd_rank?: number }
 }
 
 const { cases } = JSON.parse(readFileSync(goldenPath('combine', 'cases.json'), 'utf8')) as {
@@ -28,8 +28,8 @@ const inputsOf = ({ adapters, weights }: Case) =>
   adapters.map((name, i) => ({ adapter: goldenPath('combine', name), weight: weights[i] }))
 
 /** PEFT's cat and svd are the sum, of all ranks and of one. */
-const settingsOf = ({ options: { combination_type: type, svd_rank: rank, density } }: Case) =>
-  (type === 'cat' || type === 'svd' ? { rank } : { combinationType: type, density }) as CombineSettings
+const settingsOf = ({ options: { combination_type: type, svd_rank: rank } }: Case) =>
+  (type === 'cat' || type === 'svd' ? { rank } : { combinationType: type }) as CombineSettings
 
 it.each(Object.entries(cases))('gives what PEFT gives: %s', async (name, one) => {
   const { adapter } = await combine({ adapters: inputsOf(one), ...settingsOf(one) })
@@ -87,28 +87,6 @@ describe('combine', () => {
     for (const { error } of layers) expect(error).toBeLessThanOrEqual(Math.sqrt(0.1) + 1e-9)
   })
 
-  it.each(['dare_linear', 'dare_ties'] as const)('keeps a share of the values at random: %s', async (type) => {
-    const adapter = randomAdapter({ rank: 4, alpha: 4 }, 3, ['other'])
-    const factorOf = async (seed: number, density: number) => {
-      const adapters = [adapter, { adapter, weight: 0.5 }]
-      const combined = await combine({ adapters, combinationType: type, density, seed })
-      return Float64Array.from(combined.adapter.layer('other').weightA.data)
-    }
-    const [first, again, another] = [await factorOf(1, 0.5), await factorOf(1, 0.5), await factorOf(2, 0.5)]
-    expect(again).toEqual(first)
-    expect(distance(another, first)).toBeGreaterThan(0.1)
-    // The mean over many draws is the factor without dropping, because sums are linear. Elected means are not.
-    if (type !== 'dare_linear') return
-    const all = await factorOf(1, 1)
-    const mean = new Float64Array(all.length)
-    for (let seed = 0; seed < 200; seed++)
-      (await factorOf(seed, 0.5)).forEach((value, i) => {
-        mean[i] += value / 200
-      })
-    expect(distance(mean, all)).toBeLessThan(0.12)
-    expect(distance(first, all)).toBeGreaterThan(0.4)
-  })
-
   it('tells how far linear is from the sum', async () => {
     const given = [1, 2].map((seed) => ({ adapter: randomAdapter({ rank: 4, alpha: 3 }, seed), weight: 1 }))
     const { adapter, layers } = await combine({ adapters: given, combinationType: 'linear' })
@@ -132,9 +110,6 @@ describe('combine', () => {
       /head.weight.*no weight.*weight 1/,
     )
     await expect(combine({ adapters: [two, two] })).rejects.toThrow(/head.weight.*replace the same values/)
-    await expect(combine({ adapters: [one], combinationType: 'ties', density: 0.5 })).rejects.toThrow(
-      /lora_bias.*not combined by ties/,
-    )
   })
 
   it.each([
@@ -172,13 +147,10 @@ describe('combine', () => {
 
   it.each([
     [{ combinationType: 'linear' }, /rank 3.*3, 4.*exact takes/],
-    [{ combinationType: 'ties' }, /density: missing/],
-    [{ combinationType: 'ties', density: 0 }, /density.*\(0, 1\].*0/],
-    [{ combinationType: 'exact', density: 0.5 }, /density: exact does not use it/],
-    [{ combinationType: 'ties', density: 0.5, rank: 4 }, /rank: ties has no choice/],
-    [{ combinationType: 'exact', seed: 1 }, /seed: exact does not use it; expected a type of dare/],
-    [{ combinationType: 'dare_linear' }, /density: missing/],
-    [{ combinationType: 'tie' }, /combinationType.*ties/],
+    [{ combinationType: 'linear', rank: 4 }, /rank: linear has no choice/],
+    [{ combinationType: 'ties' }, /combinationType.*got "ties"\. TIES and DARE are gone: exact adds/],
+    [{ seed: 1 }, /seed: combine has no such option\. TIES and DARE are gone: exact adds/],
+    [{ combinationType: 'cat' }, /leave it out: exact is the whole sum/],
   ])('refuses %o', async (settings, message) => {
     await expect(combine({ adapters: inputs(), ...(settings as CombineSettings) })).rejects.toThrow(message)
   })

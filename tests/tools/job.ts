@@ -43,10 +43,9 @@ export async function runJob(files: JobFiles): Promise<JobResult> {
   const numbers: Record<string, number> = {}
   const progress: string[] = []
   const onProgress = ({ done, total }: { done: number; total: number }) => void progress.push(`${done}/${total}`)
-  for (const combinationType of ['exact', 'linear', 'ties'] as const) {
-    const density = combinationType === 'ties' ? { density: 0.5 } : {}
+  for (const combinationType of ['exact', 'linear'] as const) {
     const adapters = [{ adapter: first, weight: 0.5 }, second]
-    const { adapter, error } = await combine({ adapters, combinationType, ...density, onProgress })
+    const { adapter, error } = await combine({ adapters, combinationType, onProgress })
     numbers[combinationType] = sumOf(adapter)
     numbers[`${combinationType} error`] = error
   }

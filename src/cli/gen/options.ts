@@ -78,9 +78,7 @@ export const FLAGS = {
     base: { form: 'source', about: 'the model that the adapter is meant for. If the folder records the digest of another model, nothing is sent', placeholder: 'DIR|ID' },
   },
   CombineOptions: {
-    combinationType: { form: 'word', about: 'exact: the weighted sum of the changes. The others add the factors A and B themselves, as in PEFT’s add_weighted_adapter', words: ['exact', 'linear', 'ties', 'dare_linear', 'dare_ties'], fallback: 'exact' },
-    density: { form: 'number', about: 'for ties and dare: the share of each adapter’s values that is kept', range: 'a number in (0, 1]' },
-    seed: { form: 'number', about: 'for dare: which values are kept. The same seed and adapters give the same result', range: 'a safe integer', fallback: '0' },
+    combinationType: { form: 'word', about: 'exact: the weighted sum of the changes. linear adds the factors A and B themselves, as in PEFT’s add_weighted_adapter', words: ['exact', 'linear'], fallback: 'exact' },
     rank: { form: 'number', about: 'rank of the result; with --energy: the highest rank that a layer can get. No layer gets a higher rank than the rank of its s·B·A', range: 'an integer of at least 1' },
     energy: { form: 'number', about: 'takes the lowest rank that keeps this share of each layer’s energy Σσ², the sum of its squared singular values', range: 'a number in (0, 1]' },
   },

@@ -10,11 +10,11 @@ export const combine = defineCommand({
   summary: 'make one adapter from several adapters',
   about: [
     'Adds the changes of adapters for the same base. By default, the result is exactly their weighted sum. Its rank can be as high as the sum of all ranks.',
-    '--rank or --energy gives the best approximation with a lower rank. --combination-type chooses another method, such as those of PEFT.',
+    '--rank or --energy gives the best approximation with a lower rank. --combination-type linear adds the factors themselves, as PEFT can.',
   ].join('\n'),
   examples: [
     'lowrank combine --adapter tests/golden/peft/f32 --adapter tests/golden/peft/rslora --weight 0.5 --rank 8 --out out/combined',
-    'lowrank combine --adapter tests/golden/peft/f32 --adapter tests/golden/peft/bf16 --combination-type ties --density 0.5 --out out/ties',
+    'lowrank combine --adapter tests/golden/peft/f32 --adapter tests/golden/peft/bf16 --combination-type linear --out out/linear',
   ],
   subject: ['adapter'],
   options: { ...ADAPTERS, ...flags('CombineOptions'), ...ADAPTER_OUTPUT },

@@ -101,9 +101,7 @@ export const PUSH_OPTIONS: OptionTable = {
 
 export const COMBINE_OPTIONS: OptionTable = {
   adapters: needed(ADAPTER_LIST),
-  combinationType: oneOf('exact', 'linear', 'ties', 'dare_linear', 'dare_ties'),
-  density: ranged('a number in (0, 1]'),
-  seed: ranged('a safe integer'),
+  combinationType: oneOf('exact', 'linear'),
   rank: ranged('an integer of at least 1'),
   energy: ranged('a number in (0, 1]'),
   onProgress: FUNCTION,
