@@ -1,7 +1,7 @@
 // The adapters of a server: the `model` of a request chooses one, and adapters come and go while requests run.
 
 import type { Source } from '../base/bytes.js'
-import { LowrankError } from '../base/errors.js'
+import { FileError, LowrankError, messageOf } from '../base/errors.js'
 import type { AdapterSession } from '../index/session.js'
 import type { Fields } from './fields.js'
 import { HttpError, withoutPaths } from './http.js'
@@ -208,7 +208,13 @@ export class AdapterRegistry {
 
   async #loadNow(name: string, source: Source, root: string): Promise<Served> {
     const key = this.session.adapters.includes(name) ? `${name}#${++this.#loads}` : name
-    await this.session.add(key, source).catch(shownError)
+    await this.session.add(key, source).catch((error) => {
+      // Callers learn no paths of the server, but the log names the damaged file.
+      const what = `its model cannot be loaded: ${messageOf(error)}`
+      if (this.options.tuned?.has(name))
+        this.options.onError(new FileError({ where: String(source), what, cause: error }))
+      shownError(error)
+    })
     const served = this.#add({ name, key, root, place: placeOf(source), isLoaded: true })
     const loaded = [...this.#served.values()].filter((loadedBefore) => loadedBefore.isLoaded && loadedBefore !== served)
     const tooMany = Math.max(0, this.#served.size - this.options.maxAdapters)

@@ -14,6 +14,23 @@ import { isDead, newToken, TOKEN } from './owner.js'
 
 const WORK = new RegExp(`^\\.(.+)\\.(${TOKEN})\\.tmp$`)
 
+/** True for the name of a hidden folder in which a result is being made, or was when its process ended. */
+export const isUnfinishedWork = (name: string) => WORK.test(name)
+
+/** Removes the files of a folder that have these names, what is unfinished, and the folder if nothing else is in it. */
+export async function removeWritten(folder: string, isWritten: (name: string) => boolean): Promise<void> {
+  const entries = await readdir(folder, { withFileTypes: true }).catch((error) => {
+    if (codeOf(error) === 'ENOENT') return []
+    throw fileError(folder, 'cannot be removed', error)
+  })
+  for (const entry of entries) {
+    const target = path.join(folder, entry.name)
+    if (isUnfinishedWork(entry.name)) await removeAll(target)
+    else if (!entry.isDirectory() && isWritten(entry.name)) await rm(target, { force: true })
+  }
+  await rmdir(folder).catch(() => {})
+}
+
 /** Tries to replace a folder, while other processes keep publishing at the same place. */
 const MAX_ATTEMPTS = 20
 

@@ -18,7 +18,7 @@ export const EVALUATIONS_FILE = 'evaluations.jsonl'
 export const PAGE_FILE = 'report.html'
 export const RECORD_FILE = 'run.json'
 
-const RUN_FILES = [
+export const RUN_FILES: readonly string[] = [
   'adapter_config.json',
   'adapter_model.safetensors',
   TEMPLATE_FILE,

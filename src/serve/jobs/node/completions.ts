@@ -1,6 +1,5 @@
 // Stored chat completions: requests with `store: true`, their answers, and files of records made of them.
 
-import path from 'node:path'
 import type { Fields } from '../../fields.js'
 import { type Caller, SERVER } from '../../keys.js'
 import type { Call } from '../../route.js'
@@ -36,8 +35,7 @@ export class Completions {
 
   /** Opens the store. If an owner has more than `most` completions, the oldest is deleted. */
   static async open(folder: string, most: number, options: StoreOptions): Promise<Completions> {
-    const place = path.join(folder, 'completions')
-    return new Completions(await Store.open<CompletionEntry>(place, 'stored completion', options), most)
+    return new Completions(await Store.open<CompletionEntry>(folder, 'completions', options), most)
   }
 
   sweep(): Promise<void> {
@@ -118,6 +116,9 @@ const wire = ({ answer, metadata }: CompletionEntry) => ({ ...answer, metadata }
  * const rows = await storedRows('jobs', { metadata: { rating: 'good' } })
  */
 export async function storedRows(folder: string, choice: StoredChoice): Promise<string> {
-  const completions = await Completions.open(folder, Number.POSITIVE_INFINITY, { isOurs: false })
+  const completions = await Completions.open(folder, Number.POSITIVE_INFINITY, {
+    isOurs: false,
+    onError: console.error,
+  })
   return completions.rows(SERVER, choice)
 }

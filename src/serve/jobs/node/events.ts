@@ -4,6 +4,7 @@ import { existsSync } from 'node:fs'
 import { appendFile, readFile } from 'node:fs/promises'
 import path from 'node:path'
 import { Turns } from '../../../base/turns.js'
+import { withFileErrors } from '../../../io/node/errors.js'
 import { seconds } from '../../adapters.js'
 import { readLines } from './results.js'
 import { PRIVATE } from './store.js'
@@ -36,20 +37,22 @@ export class Events {
   /** The oldest first. */
   async list(): Promise<JobEvent[]> {
     await this.#turns.idle
-    return readLines(this.#file)
+    return withFileErrors(this.#file, 'cannot be read', () => readLines<JobEvent>(this.#file))
   }
 
   /** Adds an event, unless the job has one with this key. */
   tell(key: string, message: string, { level = 'info', data = null }: Details = {}): Promise<void> {
-    return this.#turns.take(async () => {
-      this.#known ??= await this.#open()
-      const id = `ftevent-${this.id.replace('ftjob-', '')}-${key}`
-      if (this.#known.has(id)) return
-      this.#known.add(id)
-      const about = { id, object: 'fine_tuning.job.event', created_at: seconds() } as const
-      const event: JobEvent = { ...about, level, message, type: data === null ? 'message' : 'metrics', data }
-      await appendFile(this.#file, `${JSON.stringify(event)}\n`, PRIVATE)
-    })
+    return this.#turns.take(() =>
+      withFileErrors(this.#file, 'cannot be written', async () => {
+        this.#known ??= await this.#open()
+        const id = `ftevent-${this.id.replace('ftjob-', '')}-${key}`
+        if (this.#known.has(id)) return
+        this.#known.add(id)
+        const about = { id, object: 'fine_tuning.job.event', created_at: seconds() } as const
+        const event: JobEvent = { ...about, level, message, type: data === null ? 'message' : 'metrics', data }
+        await appendFile(this.#file, `${JSON.stringify(event)}\n`, PRIVATE)
+      }),
+    )
   }
 
   async #open(): Promise<Set<string>> {

@@ -2,9 +2,10 @@
 
 import { createHash } from 'node:crypto'
 import { createReadStream } from 'node:fs'
-import { link, open } from 'node:fs/promises'
+import { link, open, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { closing } from '../../../base/bytes.js'
+import { FileError } from '../../../base/errors.js'
 import { isObject, jsonIn } from '../../../base/options.js'
 import { textLines } from '../../../data/text-chunks.js'
 import { openFile } from '../../../io/node/files.js'
@@ -17,7 +18,7 @@ import type { Call } from '../../route.js'
 import { FILE_FIELDS } from '../fields.js'
 import { pageOf } from '../lists.js'
 import { readForm, type Write } from './multipart.js'
-import { birth, newId, PRIVATE, Store, type Stored } from './store.js'
+import { birth, newId, PRIVATE, Store, type Stored, type StoreOptions } from './store.js'
 
 export interface FileEntry extends Stored {
   readonly bytes: number
@@ -40,6 +41,7 @@ export interface FileLimits {
   readonly maxOwnerBytes: number
   /** Seconds that a file stays at most. */
   readonly maxAge: number
+  readonly onError: StoreOptions['onError']
 }
 
 /** The properties of a file that are known before its content arrives. */
@@ -64,9 +66,16 @@ export class Files {
   ) {}
 
   static async open(folder: string, limits: FileLimits): Promise<Files> {
-    const { maxAge } = limits
-    const files = await Store.open<FileEntry>(path.join(folder, 'files'), 'file', { maxAge })
-    const uploads = await Store.open<UploadEntry>(path.join(folder, 'uploads'), 'upload', { maxAge: UPLOAD_SECONDS })
+    const { maxAge, onError } = limits
+    const files = await Store.open<FileEntry>(folder, 'files', { maxAge, onError })
+    const uploads = await Store.open<UploadEntry>(folder, 'uploads', { maxAge: UPLOAD_SECONDS, onError })
+    const contents = [
+      ...files.all().map((file) => ({ place: path.join(files.folderOf(file), CONTENT), bytes: file.bytes })),
+      ...uploads.all().flatMap((upload) => {
+        return upload.parts.map(({ id, bytes }) => ({ place: path.join(uploads.folderOf(upload), id), bytes }))
+      }),
+    ]
+    for (const { place, bytes } of contents) await checkSize(place, bytes).catch(onError)
     return new Files(files, uploads, limits)
   }
 
@@ -185,7 +194,9 @@ export class Files {
     const file = await this.#receive({ owner, most: bytes, replaced: bytes }, async (write) => {
       const digest = createHash('md5')
       for (const part of parts) {
-        for await (const piece of createReadStream(path.join(this.uploads.folderOf(upload), part!.id))) {
+        const place = path.join(this.uploads.folderOf(upload), part!.id)
+        await checkSize(place, part!.bytes)
+        for await (const piece of createReadStream(place)) {
           digest.update(piece)
           await write(piece)
         }
@@ -270,6 +281,13 @@ export class Files {
 function wireFile({ id, bytes, created_at, filename, purpose, expires_at }: FileEntry) {
   const about = { id, object: 'file', bytes, created_at, filename, purpose, status: 'processed' }
   return { ...about, ...(expires_at !== undefined && { expires_at }) }
+}
+
+/** @throws FileError if something damaged the file */
+async function checkSize(file: string, bytes: number): Promise<void> {
+  const found = await stat(file).catch(() => undefined)
+  if (found?.isFile() && found.size === bytes) return
+  throw new FileError({ where: file, what: `damaged: not a file of ${bytes} bytes; it stays as it is` })
 }
 
 async function checkLines(file: string): Promise<void> {

@@ -1,11 +1,13 @@
 // Fine-tuning jobs: a queue on disk. The files of a job are checked at once, and jobs train one after the other.
 
-import { rm, statfs } from 'node:fs/promises'
+import { statfs } from 'node:fs/promises'
 import path from 'node:path'
 import { gigabytes } from '../../../graph/memory.js'
 import type { Model } from '../../../graph/model-folder.js'
 import { memoryLimits } from '../../../index/platform/memory.js'
+import { removeWritten } from '../../../io/node/whole-output.js'
 import { openGrader } from '../../../loop/graders/grader.js'
+import { RUN_FILES } from '../../../train/saved/run-folder.js'
 import { seconds } from '../../adapters.js'
 import { HttpError, withoutPaths } from '../../http.js'
 import { type Caller, SERVER } from '../../keys.js'
@@ -220,8 +222,9 @@ export class JobQueue {
     return events
   }
 
+  /** A file of events that cannot be written stops no job. */
   #tell(job: Job, key: string, message: string, details?: Details): Promise<void> {
-    return this.#eventsOf(job).tell(key, message, details)
+    return this.#eventsOf(job).tell(key, message, details).catch(this.server.onError)
   }
 
   async #end(job: Job, status: 'succeeded' | 'failed' | 'cancelled', message: string, details?: Details) {
@@ -233,7 +236,7 @@ export class JobQueue {
     const stopped = this.#stop(job)
     if (status !== 'cancelled') return
     const run = path.join(this.jobs.folderOf(job), 'run')
-    void stopped.then(() => rm(run, { recursive: true, force: true })).catch(this.server.onError)
+    void stopped.then(() => removeWritten(run, (file) => RUN_FILES.includes(file))).catch(this.server.onError)
   }
 
   #fail(job: Job, code: string, message: string, param: string | null = null): Promise<void> {

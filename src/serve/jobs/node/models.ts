@@ -1,9 +1,13 @@
 // The models that jobs made, which the server knows by name from then on, and aliases, which are further names.
 
-import { existsSync } from 'node:fs'
-import { readFile, rm } from 'node:fs/promises'
+import { readFile } from 'node:fs/promises'
 import path from 'node:path'
+import { FileError } from '../../../base/errors.js'
+import { isObject, jsonIn, kind, listOf, NAME } from '../../../base/options.js'
 import { Turns } from '../../../base/turns.js'
+import { codeOf, fileError } from '../../../io/node/errors.js'
+import { removeWritten } from '../../../io/node/whole-output.js'
+import { RUN_FILES } from '../../../train/saved/run-folder.js'
 import type { AdapterRegistry, TunedModels } from '../../adapters.js'
 import { seconds } from '../../adapters.js'
 import { HttpError } from '../../http.js'
@@ -11,6 +15,8 @@ import { type Caller, SERVER } from '../../keys.js'
 import type { Call } from '../../route.js'
 import { ENDED, type Job, modelName } from '../job.js'
 import { mayUse, type Store, writePrivate } from './store.js'
+
+export const ALIASES = 'aliases.json'
 
 interface Made {
   readonly job: Job
@@ -27,6 +33,8 @@ interface Alias {
 export class Models implements TunedModels {
   readonly #made = new Map<string, Made>()
   #aliases = new Map<string, Alias>()
+  /** The file of aliases cannot be read, and stays as it is. */
+  #isDamaged = false
   #registry: AdapterRegistry | undefined
   readonly #turns = new Turns()
 
@@ -35,12 +43,15 @@ export class Models implements TunedModels {
     private readonly aliasFile: string,
   ) {}
 
-  static async open(folder: string, jobs: Store<Job>): Promise<Models> {
-    const models = new Models(jobs, path.join(folder, 'aliases.json'))
+  static async open(folder: string, jobs: Store<Job>, onError: (error: unknown) => void): Promise<Models> {
+    const models = new Models(jobs, path.join(folder, ALIASES))
     for (const job of jobs.all()) models.add(job)
-    const { aliasFile } = models
-    const aliases: Alias[] = existsSync(aliasFile) ? JSON.parse(await readFile(aliasFile, 'utf8')) : []
-    models.#aliases = new Map(aliases.map((alias) => [alias.name, alias]))
+    try {
+      models.#aliases = new Map((await readAliases(models.aliasFile)).map((alias) => [alias.name, alias]))
+    } catch (error) {
+      models.#isDamaged = true
+      onError(error)
+    }
     return models
   }
 
@@ -95,7 +106,7 @@ export class Models implements TunedModels {
     job.deleted = [...job.deleted, name]
     await this.jobs.put(job)
     this.#registry?.forget(name)
-    await rm(folder, { recursive: true, force: true })
+    await removeWritten(folder, (file) => RUN_FILES.includes(file))
     return { id: name, object: 'model', deleted: true }
   }
 
@@ -110,8 +121,9 @@ export class Models implements TunedModels {
     return this.publish(name, asked)
   }
 
-  /** @throws HttpError if the name is that of a model */
+  /** @throws HttpError if the name is that of a model, or if aliases cannot be kept */
   requireName(name: string): void {
+    if (this.#isDamaged) throw new HttpError(503, 'The aliases cannot be read: the log of the server says why')
     if (!this.#aliases.has(name) && !this.#registry!.isFree(name)) throw conflict(`${name} is the name of a model`)
   }
 
@@ -138,6 +150,23 @@ export class Models implements TunedModels {
     return this.#turns.take(() => writePrivate(this.aliasFile, JSON.stringify([...this.#aliases.values()])))
   }
 }
+
+async function readAliases(file: string): Promise<readonly Alias[]> {
+  const text = await readFile(file, 'utf8').catch((error) => {
+    if (codeOf(error) === 'ENOENT') return '[]'
+    throw fileError(file, 'cannot be read, and stays as it is', error)
+  })
+  const aliases = jsonIn(text)
+  if (IS_ALIASES.accepts(aliases)) return aliases as Alias[]
+  const hint = 'Repair it, or remove it'
+  throw new FileError({ where: file, what: 'not a list of aliases; it stays as it is', hint })
+}
+
+const IS_ALIASES = listOf(
+  kind('an alias', (value) => {
+    return isObject(value) && NAME.accepts(value.name) && NAME.accepts(value.model) && Number.isFinite(value.created)
+  }),
+)
 
 const wireAlias = ({ name, model, created }: Alias) => ({ id: name, object: 'alias', name, model, created_at: created })
 

@@ -2,7 +2,8 @@
 
 import { readFile } from 'node:fs/promises'
 import path from 'node:path'
-import { jsonIn } from '../../../base/options.js'
+import { isObject, jsonIn } from '../../../base/options.js'
+import { codeOf } from '../../../io/node/errors.js'
 
 /** A step, with the loss on the validation file if it was measured then. */
 export interface StepLine {
@@ -14,13 +15,19 @@ export interface StepLine {
 
 /** Returns the objects in a file of JSON lines, without a last line that a crash cut off. Returns [] without a file. */
 export async function readLines<Line>(file: string): Promise<Line[]> {
-  const text = await readFile(file, 'utf8').catch(() => '')
-  return text.split('\n').flatMap((line) => (jsonIn(line) as Line | undefined) ?? [])
+  const text = await readFile(file, 'utf8').catch((error) => {
+    if (codeOf(error) === 'ENOENT') return ''
+    throw error
+  })
+  return text.split('\n').flatMap((line) => {
+    const found = jsonIn(line)
+    return isObject(found) ? [found as Line] : []
+  })
 }
 
 /** @param folder of the job */
 export async function stepsOf(folder: string): Promise<StepLine[]> {
-  const read = <Line>(file: string) => readLines<Line>(path.join(folder, 'run', file))
+  const read = <Line>(file: string) => readLines<Line>(path.join(folder, 'run', file)).catch(() => [])
   const evaluations = await read<{ step: number; loss?: number }>('evaluations.jsonl')
   return (await read<StepLine>('metrics.jsonl')).map((line) => {
     const evalLoss = evaluations.find(({ step, loss }) => step === line.step && loss !== undefined)?.loss

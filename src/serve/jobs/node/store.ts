@@ -2,14 +2,17 @@
 // They are in memory too, so only one process at a time may use the folder.
 
 import { randomBytes } from 'node:crypto'
-import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises'
+import { mkdir, readFile, rm, writeFile } from 'node:fs/promises'
 import path from 'node:path'
+import { FileError } from '../../../base/errors.js'
+import { isObject, jsonIn, type Kind, kind, ranged, STRING } from '../../../base/options.js'
 import { Turns } from '../../../base/turns.js'
-import { withFileErrors } from '../../../io/node/errors.js'
-import { WholeOutput } from '../../../io/node/whole-output.js'
+import { codeOf, fileError } from '../../../io/node/errors.js'
+import { removeWritten, WholeOutput } from '../../../io/node/whole-output.js'
 import { seconds } from '../../adapters.js'
 import { HttpError } from '../../http.js'
 import type { Caller } from '../../keys.js'
+import { type EntryKind, isUnfinished, KINDS, type KindName, namesOf } from './kinds.js'
 
 /** Nobody but the server's user reads what callers leave here. */
 export const PRIVATE = { mode: 0o600 } as const
@@ -29,9 +32,14 @@ export interface StoreOptions {
   readonly maxAge?: number
   /** False if another process may have the folder. Then nothing is changed in it. Default true. */
   readonly isOurs?: boolean
+  /** Hears of each entry that cannot be read, and of whatever is not the server's. Both stay as they are. */
+  readonly onError: (error: unknown) => void
 }
 
-const RECORD = 'record.json'
+export const RECORD = 'record.json'
+const SECONDS = ranged('a finite number')
+const orAbsent = ({ expected, accepts }: Kind) => kind(expected, (value) => value === undefined || accepts(value))
+const STORED = { owner: STRING, created_at: SECONDS, expires_at: orAbsent(SECONDS) }
 
 /** Writes a file that is whole or not there, and that nobody else may read. */
 export async function writePrivate(file: string, content: string): Promise<void> {
@@ -55,29 +63,61 @@ export class Store<Entry extends Stored> {
 
   private constructor(
     private readonly folder: string,
-    /** The word for an entry in error messages. */
-    private readonly noun: string,
+    private readonly kind: EntryKind,
     private readonly options: StoreOptions,
   ) {}
 
-  /** Reads all records, and removes folders that were never finished. */
-  static async open<Entry extends Stored>(
-    folder: string,
-    noun: string,
-    options: StoreOptions = {},
-  ): Promise<Store<Entry>> {
-    const store = new Store<Entry>(folder, noun, options)
+  /** Reads all records in FOLDER/KIND, and removes entries that were never finished. */
+  static async open<Entry extends Stored>(root: string, name: KindName, options: StoreOptions): Promise<Store<Entry>> {
+    const folder = path.join(root, name)
+    const store = new Store<Entry>(folder, KINDS[name], options)
     const { isOurs = true } = options
     if (isOurs) await mkdir(folder, PRIVATE_FOLDER)
     const entries: Entry[] = []
-    for (const id of await withFileErrors(folder, 'cannot be read', () => readdir(folder))) {
-      const text = await readFile(path.join(folder, id, RECORD), 'utf8').catch(() => undefined)
-      if (text !== undefined) entries.push(JSON.parse(text))
-      else if (isOurs) await rm(path.join(folder, id), { recursive: true, force: true })
+    for (const id of await namesOf(folder)) {
+      try {
+        entries.push(...(await store.#read(id, isOurs)))
+      } catch (error) {
+        options.onError(error)
+      }
     }
     entries.sort((a, b) => a.created_at - b.created_at || (a.id < b.id ? -1 : 1))
     for (const entry of entries) store.#entries.set(entry.id, entry)
     return store
+  }
+
+  /** Returns the entry; [] if it was never finished. Only an entry that certainly was not is removed. */
+  async #read(id: string, isOurs: boolean): Promise<Entry[]> {
+    const place = path.join(this.folder, id)
+    const file = path.join(place, RECORD)
+    if (!this.kind.id.test(id)) {
+      throw new FileError({
+        where: place,
+        what: 'not made by this server; it stays as it is',
+        hint: 'Move it elsewhere',
+      })
+    }
+    let text: string
+    try {
+      text = await readFile(file, 'utf8')
+    } catch (error) {
+      if (codeOf(error) !== 'ENOENT' || !(await isUnfinished(place, this.kind))) {
+        throw fileError(file, 'cannot be read, and stays as it is', error)
+      }
+      if (isOurs) await this.#removeFiles(id)
+      return []
+    }
+    const record = jsonIn(text)
+    const fits = ([name, { accepts }]: [string, Kind]) => isObject(record) && accepts(record[name])
+    if (isObject(record) && record.id === id && Object.entries({ ...STORED, ...this.kind.record }).every(fits)) {
+      return [record as unknown as Entry]
+    }
+    const what = `not the record of a ${this.kind.noun}; it stays as it is`
+    throw new FileError({ where: file, what, hint: 'Repair it, or remove its folder' })
+  }
+
+  #removeFiles(id: string): Promise<void> {
+    return removeWritten(path.join(this.folder, id), (name) => this.kind.files.test(name))
   }
 
   /** Returns all entries that are not too old, the oldest first. */
@@ -108,7 +148,7 @@ export class Store<Entry extends Stored> {
   get(id: string, caller: Caller, param = 'id', status = 404): Entry {
     const entry = this.find(id)
     if (entry !== undefined && mayUse(entry, caller)) return entry
-    throw new HttpError(status, `There is no ${this.noun} ${id.slice(0, 100)}`, { param, code: 'not_found' })
+    throw new HttpError(status, `There is no ${this.kind.noun} ${id.slice(0, 100)}`, { param, code: 'not_found' })
   }
 
   folderOf({ id }: { readonly id: string }): string {
@@ -141,7 +181,7 @@ export class Store<Entry extends Stored> {
     return this.#turns.take(async () => {
       // Without its record, the rest goes at the next start at the latest.
       await rm(path.join(this.folder, id, RECORD), { force: true })
-      await rm(path.join(this.folder, id), { recursive: true, force: true })
+      await this.#removeFiles(id)
     })
   }
 }

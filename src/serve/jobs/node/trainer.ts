@@ -3,7 +3,6 @@
 
 import { createHash } from 'node:crypto'
 import { existsSync, linkSync, mkdirSync, readFileSync, renameSync, rmSync } from 'node:fs'
-import { rm } from 'node:fs/promises'
 import { setPriority } from 'node:os'
 import path from 'node:path'
 import { closing } from '../../../base/bytes.js'
@@ -14,6 +13,7 @@ import { findLinears } from '../../../graph/match/linears.js'
 import { chooseCopies, trainingMemory } from '../../../graph/memory.js'
 import { readGraph } from '../../../graph/view/graph.js'
 import { openFile } from '../../../io/node/files.js'
+import { removeWritten } from '../../../io/node/whole-output.js'
 import { RATE_SHARE } from '../../../loop/grpo.js'
 import { promptOf } from '../../../loop/prompts.js'
 import {
@@ -27,6 +27,7 @@ import {
   train,
 } from '../../../node.js'
 import { loadTask } from '../../../tasks/tasks.js'
+import { RUN_FILES } from '../../../train/saved/run-folder.js'
 import { resolveSettings, withDefaultRate } from '../../../train/settings.js'
 import type { Judged } from '../job.js'
 import { stepsOf } from './results.js'
@@ -165,7 +166,7 @@ async function work(): Promise<void> {
   await tellMade()
   if (!isFinished) {
     const resume = has('training-state.safetensors')
-    if (!resume) await rm(run, { recursive: true, force: true })
+    if (!resume) await removeWritten(run, (file) => RUN_FILES.includes(file))
     const saveEvery = settings.saveEvery!
     // The key is written to no file.
     const key = process.env.LOWRANK_GRADER_KEY

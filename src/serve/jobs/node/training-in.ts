@@ -3,6 +3,7 @@
 import { mkdir } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
 import path from 'node:path'
+import type { Reservation } from '../../../base/bytes.js'
 import { checkArgument, checkOptions, NAME } from '../../../base/options.js'
 import type { DtypeChoice } from '../../../index.js'
 import { reserveFolder } from '../../../io/node/reserve.js'
@@ -12,6 +13,7 @@ import type { Call } from '../../route.js'
 import { STORED_FIELDS } from '../fields.js'
 import type { Job } from '../job.js'
 import type { Training } from '../training.js'
+import { claimFolder } from './claim.js'
 import { Completions, type StoredChoice } from './completions.js'
 import { Files } from './files.js'
 import { JobQueue, type ServerFacts } from './jobs.js'
@@ -99,6 +101,15 @@ export function trainingIn(folder: string, options: TrainingOptions = {}): Train
 }
 
 async function open(folder: string, options: TrainingOptions, server: ServerFacts) {
+  await mkdir(folder, { recursive: true, mode: 0o700 })
+  const reservation = await reserveFolder(folder, 'server')
+  return opened(folder, options, server, reservation).catch(async (error) => {
+    await reservation.release()
+    throw error
+  })
+}
+
+async function opened(folder: string, options: TrainingOptions, server: ServerFacts, reservation: Reservation) {
   const { dtype, graderModels = {}, threads = Math.max(1, availableParallelism() >> 1) } = options
   const {
     when = 'always',
@@ -109,12 +120,12 @@ async function open(folder: string, options: TrainingOptions, server: ServerFact
     retentionDays = Number.POSITIVE_INFINITY,
   } = options
   const maxAge = DAY_SECONDS * retentionDays
-  await mkdir(folder, { recursive: true, mode: 0o700 })
-  const reservation = await reserveFolder(folder, 'server')
-  const files = await Files.open(folder, { maxFileBytes, maxOwnerBytes, maxAge })
-  const store = await Store.open<Job>(path.join(folder, 'jobs'), 'job')
-  const models = await Models.open(folder, store)
-  const completions = await Completions.open(folder, maxStored, { maxAge })
+  const { onError } = server
+  await claimFolder(folder)
+  const files = await Files.open(folder, { maxFileBytes, maxOwnerBytes, maxAge, onError })
+  const store = await Store.open<Job>(folder, 'jobs', { onError })
+  const models = await Models.open(folder, store, onError)
+  const completions = await Completions.open(folder, maxStored, { maxAge, onError })
   const { hubId, hubRevision, name } = server.model.directory
   const model = hubId === undefined ? path.resolve(name) : `hf:${hubId}${hubRevision ? `@${hubRevision}` : ''}`
   const { chatTemplate } = server
@@ -122,7 +133,7 @@ async function open(folder: string, options: TrainingOptions, server: ServerFact
   const queue = new JobQueue(store, files, models, server, base, maxJobs)
   const sweep = () => Promise.all([files.sweep(), completions.sweep()])
   await sweep()
-  const sweeping = setInterval(() => sweep().catch(server.onError), SWEEP_MS).unref()
+  const sweeping = setInterval(() => sweep().catch(onError), SWEEP_MS).unref()
   return {
     ...{ files, queue, models, completions },
     async createFile(call: Call) {
