@@ -1,7 +1,6 @@
 // Opens and saves adapters. The code that reads PEFT's files is loaded with the first call.
 
 import type { Source, Target } from '../base/bytes.js'
-import { writeTogether } from '../base/bytes.js'
 import { ConfigError, UnsupportedError } from '../base/errors.js'
 import { checkArgument, checkOptions, isObject } from '../base/options.js'
 import type { RemoteOptions } from '../io/hub/directory.js'
@@ -27,7 +26,7 @@ export async function saveAdapter(adapter: LoraAdapter, target: Target, options:
   checkOptions(options, 'saveAdapter', SAVE_OPTIONS)
   const directory = openTarget(target, 'target')
   const peft = await import('../peft/adapter-folder.js')
-  return writeTogether(directory, (folder) => peft.saveAdapter(adapter, folder, options))
+  return peft.saveInto(adapter, directory, options)
 }
 
 /** Options of `toPlain`. Give either `base` or `initial`. */

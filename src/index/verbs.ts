@@ -48,7 +48,8 @@ export const loadAdapter: typeof import('./adapters.js').loadAdapter = async (..
  *
  * @throws StateError when the adapter has no layers; ConfigError when `dtype` is not fp32, fp16 or bf16, or an argument
  *   is not valid; NumericError when a value is not finite, or would not be finite in the type of the file;
- *   MismatchError when the config excludes a layer; FileError when the folder cannot be written.
+ *   MismatchError when the config excludes a layer; FileError when the folder cannot be written, or has an adapter that
+ *   this process did not write and `overwrite` is not set.
  *
  * @example
  * const adapter = await loadAdapter('tests/golden/peft/f32')

@@ -1,9 +1,9 @@
 // Loads and saves PEFT's folders (PEFT's docs, "checkpoint format"). PEFT ignores tensors that it does not expect; here
 // every tensor is used or named in an error.
 
-import { closing, type Directory } from '../base/bytes.js'
+import { closing, type Directory, withSource, writeTogether } from '../base/bytes.js'
 import { decodeFloats, encodeWeights, type FloatDtype, isFiniteStored } from '../base/dtype.js'
-import { MismatchError, NumericError, StateError } from '../base/errors.js'
+import { FileError, MismatchError, NumericError, StateError } from '../base/errors.js'
 import type { FloatArray } from '../base/tensor.js'
 import type { TensorBytes } from '../formats/safetensors.js'
 import type { AdapterPart, LoraAdapter } from '../lora/adapter.js'
@@ -11,8 +11,8 @@ import type { LoraConfig } from '../lora/config.js'
 import { type StoredTensor, tensorsOf } from '../lora/part.js'
 import { isAllLinear } from '../lora/patterns/patterns.js'
 import { formatPeftConfig } from './config.js'
-import { writeChatTemplate } from './file-names.js'
-import { meaningMetadata, writeAdapterFiles } from './files.js'
+import { CONFIG_FILE, writeChatTemplate } from './file-names.js'
+import { meaningMetadata, WEIGHTS_FILE, writeAdapterFiles } from './files.js'
 import { KEY_PREFIX, rowsKey } from './keys.js'
 import { type LoadOptions, openAdapter } from './open.js'
 import { parameterKeys, savedParameters } from './parameters.js'
@@ -31,6 +31,46 @@ export interface SaveOptions {
    * Replaced tensors keep their type.
    */
   dtype?: FloatDtype | undefined
+  /**
+   * Replaces an adapter that this process did not write.
+   * @default false
+   */
+  overwrite?: boolean | undefined
+}
+
+/** Folders whose adapter this process wrote or goes on with: real paths, and folders that have none. */
+const own = new Set<string | Directory>()
+
+/** Lets this process write over the adapter of a folder. */
+export async function takeOver(directory: Directory): Promise<void> {
+  // What was written counts, even if it cannot be read now.
+  const place = await placeOf(directory).catch(() => directory)
+  if (place !== undefined) own.add(place)
+}
+
+/**
+ * Saves an adapter where a caller says. Both files appear together, if the folder can do that.
+ *
+ * @throws FileError for a folder with an adapter that this process did not write, unless `overwrite` is set
+ */
+export async function saveInto(adapter: LoraAdapter, directory: Directory, options: SaveOptions = {}): Promise<void> {
+  const place = await placeOf(directory)
+  if (!options.overwrite && place !== undefined && !own.has(place)) {
+    const hint = 'Choose another folder, or replace it with `overwrite: true`'
+    throw new FileError({ where: directory.name, what: 'has an adapter that this process did not write', hint })
+  }
+  await writeTogether(directory, (folder) => saveAdapter(adapter, folder, options))
+  await takeOver(directory)
+}
+
+/** The place of a folder's adapter: a path, or the folder itself if it has none. Undefined without an adapter. */
+async function placeOf(directory: Directory): Promise<string | Directory | undefined> {
+  for (const file of [CONFIG_FILE, WEIGHTS_FILE]) {
+    if (!(await directory.has(file))) continue
+    const realPath = await withSource(directory, file, async (source) => source.realPath)
+    return realPath?.slice(0, -file.length) ?? directory
+  }
+  return undefined
 }
 
 export async function saveAdapter(

@@ -22,7 +22,7 @@ import type { BaseRecord, LoraAdapter } from '../lora/adapter.js'
 import { PROBLEM_TYPES, type ProblemType } from '../lora/part.js'
 import { CONFIG_FILE, MARKER_FILE } from './file-names.js'
 
-const WEIGHTS_FILE = 'adapter_model.safetensors'
+export const WEIGHTS_FILE = 'adapter_model.safetensors'
 /** A pickle, which PEFT wrote before 0.6, and still writes with safe_serialization=False. */
 const TORCH_FILE = 'adapter_model.bin'
 const TO_SAFETENSORS = `import torch, safetensors.torch as st; st.save_file({k: v.clone().contiguous() for k, v in torch.load('${TORCH_FILE}', 'cpu', weights_only=True).items()}, '${WEIGHTS_FILE}')`

@@ -275,7 +275,7 @@ async function passGate(
   const difference = models.find(({ name }) => name === 'after')!.differences!.loss
   const { value, low, high } = difference
   const isReplaced = difference.isNoWorse
-  if (isReplaced) await node.saveAdapter(adapter, folder)
+  if (isReplaced) await node.saveAdapter(adapter, folder, { overwrite: true })
   const interval = low === null || high === null ? '' : ` (95 %: ${low.toFixed(4)} to ${high.toFixed(4)})`
   const fact = `the loss on ${records} held-out records changed by ${value.toFixed(4)}${interval}`
   say(

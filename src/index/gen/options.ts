@@ -157,6 +157,7 @@ export const CHECK_DATA_OPTIONS: OptionTable = {
 
 export const SAVE_OPTIONS: OptionTable = {
   dtype: oneOf('fp32', 'fp16', 'bf16'),
+  overwrite: BOOLEAN,
 }
 
 export const TRAIN_OPTIONS: OptionTable = {

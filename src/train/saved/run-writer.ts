@@ -2,7 +2,7 @@
 
 import { writeFile } from '../../base/bytes.js'
 import type { BaseRecord, LoraAdapter } from '../../lora/adapter.js'
-import { saveAdapter } from '../../peft/adapter-folder.js'
+import { saveAdapter, takeOver } from '../../peft/adapter-folder.js'
 import { CARD_FILE } from '../../peft/file-names.js'
 import type { EngineState } from '../engine.js'
 import type { StepMetrics } from '../train-report.js'
@@ -64,6 +64,7 @@ export class RunWriter {
     if (state !== undefined) await this.#writeEvaluations(state.run)
     // In this order, so that a run which goes on from the state finds no adapter of an earlier step.
     await saveAdapter(adapter, this.place.directory)
+    await takeOver(this.place.directory)
     if (state !== undefined) await writeState(this.place.directory, state.names, state.engine, state.run)
     this.#hasSaved = true
   }

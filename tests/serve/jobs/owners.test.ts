@@ -303,13 +303,16 @@ it('keeps files and stored chats for `retentionDays`, and uploads for an hour', 
     completions: { metadata: {}, messages: [], answer: answerOf('chat') },
     uploads: { bytes: 9, filename: 'x', status: 'pending', parts: [] },
   }
+  const [old, recent, short] = ['a', 'b', 'c'].map((digit) => digit.repeat(24))
+  const prefixes = { files: 'file-', completions: 'chatcmpl-', uploads: 'upload_' }
   for (const [kind, about] of Object.entries(entries)) {
-    put(kind, { ...about, id: 'file-old', owner: 'root', created_at: days(8) } as never, place)
-    put(kind, { ...about, id: 'file-new', owner: 'root', created_at: days(6) } as never, place)
+    const prefix = prefixes[kind as keyof typeof prefixes]
+    put(kind, { ...about, id: prefix + old, owner: 'root', created_at: days(8) } as never, place)
+    put(kind, { ...about, id: prefix + recent, owner: 'root', created_at: days(6) } as never, place)
   }
   put(
     'files',
-    { ...entries.files, id: 'file-short', owner: 'root', created_at: days(1), expires_at: now - 1 } as never,
+    { ...entries.files, id: `file-${short}`, owner: 'root', created_at: days(1), expires_at: now - 1 } as never,
     place,
   )
   const opened = await createHandler({
@@ -320,11 +323,11 @@ it('keeps files and stored chats for `retentionDays`, and uploads for an hour', 
     const asked = new Request(`http://localhost/v1${path}`, { headers: { authorization: 'Bearer x' } })
     return (await (await opened(asked)).json()).data.map(({ id }: { id: string }) => id)
   }
-  expect(await idsIn('/files')).toEqual(['file-new'])
+  expect(await idsIn('/files')).toEqual([`file-${recent}`])
   expect(await idsIn('/chat/completions')).toEqual(['chat'])
   await opened.close()
-  expect(readdirSync(join(place, 'files'))).toEqual(['file-new'])
-  expect(readdirSync(join(place, 'completions'))).toEqual(['file-new'])
+  expect(readdirSync(join(place, 'files'))).toEqual([`file-${recent}`])
+  expect(readdirSync(join(place, 'completions'))).toEqual([`chatcmpl-${recent}`])
   expect(readdirSync(join(place, 'uploads'))).toEqual([])
   rmSync(place, { recursive: true })
 })
@@ -332,12 +335,12 @@ it('keeps files and stored chats for `retentionDays`, and uploads for an hour', 
 it('bounds bytes and jobs of an owner, and finds models whose base has a slash in its name', async () => {
   const place = `${folder}-bounds`
   const base = 'org/union'
-  const id = 'ftjob-1234567890abcdef'
+  const id = 'ftjob-1234567890abcdef12345678'
   const made = put('jobs', { ...jobOf({ id, base, owner: 'root', status: 'succeeded' }) } as never, place)
   cpSync(goldenPath('peft', 'f32'), join(made, 'run'), { recursive: true })
   put(
     'jobs',
-    { ...jobOf({ id: 'ftjob-paused', base, owner: 'root', status: 'queued' }), isPaused: true } as never,
+    { ...jobOf({ id: `ftjob-${'a'.repeat(24)}`, base, owner: 'root', status: 'queued' }), isPaused: true } as never,
     place,
   )
   const limits = { maxFileBytes: 20, maxOwnerBytes: 30, maxJobs: 1 }
