@@ -2,8 +2,8 @@
 
 import type { ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
-import { cpSync, readFileSync, writeFileSync } from 'node:fs'
-import { get } from 'node:http'
+import { cpSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { get, type IncomingMessage } from 'node:http'
 import { type AddressInfo, createServer } from 'node:net'
 import { join } from 'node:path'
 import { expect, it } from 'vitest'
@@ -137,6 +137,45 @@ it('ends with 0 also if SIGTERM comes with the address', async () => {
     code: 0,
     stderr: expect.stringMatching(/serves union-3m.*Answering what has begun/s),
   })
+})
+
+/** Starts a server with a file of 5 MB, and stops it while a caller reads nothing of this file. */
+async function stoppedWhile(drainSeconds: number, then: (caller: IncomingMessage, child: ChildProcess) => void) {
+  const folder = scratchFolder()
+  const place = join(folder, 'files', 'file-a')
+  mkdirSync(place, { recursive: true })
+  const content = `{"text":"${'x'.repeat(5 << 20)}"}`
+  const about = { id: 'file-a', owner: 'admin', created_at: 1_700_000_000, bytes: content.length, filename: 'x' }
+  writeFileSync(join(place, 'record.json'), JSON.stringify({ ...about, purpose: 'fine-tune' }))
+  writeFileSync(join(place, 'content.jsonl'), content)
+  const options = ['--port', '0', '--train', folder, '--admin-key', 'x', '--drain-seconds', String(drainSeconds)]
+  const { child, done } = start(['serve', MODEL, ...options])
+  const url = await addressOf(child)
+  const headers = { authorization: 'Bearer x' }
+  const caller = await new Promise<IncomingMessage>((resolve) => {
+    get(`${url}/v1/files/file-a/content`, { headers }, resolve)
+  })
+  caller.on('error', () => {})
+  child.stderr!.on('data', (text) => String(text).includes('Answering') && then(caller, child))
+  child.kill('SIGTERM')
+  return done
+}
+
+it.each<[string, number, number, Parameters<typeof stoppedWhile>[1]]>([
+  ['0 if a caller that read nothing reads on', 600, 0, (caller) => void caller.resume()],
+  ['0 if a caller that read nothing leaves', 600, 0, (caller) => void caller.destroy()],
+  ['143 if --drain-seconds cut its answer off', 1, 143, () => {}],
+  ['143 if a second signal did', 600, 143, (_, child) => void child.kill('SIGTERM')],
+])('ends after SIGTERM with %s', async (_, drainSeconds, expected, then) => {
+  const { code, stderr } = await stoppedWhile(drainSeconds, then)
+  expect(code, stderr).toBe(expected)
+})
+
+it('ends with 143 if SIGTERM comes while it loads', async () => {
+  const { child, done } = start(['serve', MODEL, '--port', '0'])
+  await new Promise((resolve) => setTimeout(resolve, 100))
+  child.kill('SIGTERM')
+  expect((await done).code).toBe(143)
 })
 
 it('refuses an empty name of an adapter, and one that the last part of another source takes', async () => {

@@ -231,6 +231,13 @@ const SERVING: readonly [promise: string, file: string, shows: string][] = [
   ['finishes answers that have begun', 'tests/cli/serve.test.ts', 'after SIGTERM finishes what has begun'],
   ['`--drain-seconds` (25)', 'src/serve/node/listen.ts', 'drainSeconds = 25'],
   ['A second signal ends the program at once', 'tests/cli/serve.test.ts', 'ends at once by a second signal'],
+  ['The exit code is 0 if all answers are whole', 'tests/cli/serve.test.ts', 'ends after SIGTERM with %s'],
+  [
+    'While the model loads, the first signal',
+    'tests/cli/serve.test.ts',
+    'ends with 143 if SIGTERM comes while it loads',
+  ],
+  ['The process of a training job ends', 'tests/serve/jobs/orphans.test.ts', 'end if the server ends %s'],
 ]
 
 const RELIABILITY: typeof SERVING = [

@@ -1,6 +1,7 @@
 // lowrank serve: OpenAI's HTTP routes over one model and many adapters.
 
 import { once } from 'node:events'
+import { constants } from 'node:os'
 import { basename } from 'node:path'
 import { closing } from '../../base/bytes.js'
 import { isObject } from '../../base/options.js'
@@ -28,7 +29,7 @@ import {
   UsageError,
   type Values,
 } from '../options.js'
-import { interruptible } from '../show/interrupt.js'
+import { interruptedBy, interruptible } from '../show/interrupt.js'
 import { showLoad } from '../show/load.js'
 import { colors, print, printable, say, warn } from '../show/terminal.js'
 import { readOptions } from './text-files.js'
@@ -77,7 +78,7 @@ export const serve: Command = defineCommand({
     'Opens the model once. The “model” of a request chooses the base or an adapter by its name.',
     'A browser that opens the address gets a page to talk to the model.',
     'Routes: /v1/models, /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings, /classify, /health, /metrics.',
-    'Ctrl-C or SIGTERM: answers what has begun, refuses what is new, and stops.',
+    'Ctrl-C or SIGTERM: answers what has begun, refuses what is new, and stops with 0; cut off, with 130 or 143.',
   ].join('\n'),
   examples: ['lowrank serve models/union-3m --adapter peft=tests/golden/peft/f32 --port 0'],
   subject: ['model'],
@@ -162,11 +163,11 @@ export const serve: Command = defineCommand({
     begin()
     try {
       return await closing(await loading, async (model) => {
-        const handler = await opening
         const isChat =
           template !== undefined || (await requireChatTemplate(model.directory).catch(() => false)) !== false
+        const handler = await opening
         // From here on a signal ends nothing at once: whoever knows the address may have asked something.
-        await interruptible('Answering what has begun.', async (signal) => {
+        const isWhole = await interruptible('Answering what has begun.', async (signal) => {
           say(`${colors.bold(url)} serves ${printable([handler.base, ...Object.keys(adapters)].join(', '))}`)
           if (metricsUrl !== undefined) say(`${metricsUrl}/metrics needs no key`)
           if (!quiet) say(exampleOf(url, Object.keys(adapters)[0] ?? handler.base, apiKeys.length > 0, isChat))
@@ -175,10 +176,12 @@ export const serve: Command = defineCommand({
           const live = quiet ? undefined : showLoad(() => handler.metrics())
           if (!signal.aborted) await once(signal, 'abort')
           live?.()
-          await close()
+          return close()
         })
         await handler.close()
-        return 0
+        if (isWhole) return 0
+        warn('Answers were cut off: they took longer than --drain-seconds')
+        return 128 + constants.signals[interruptedBy()!]
       })
     } finally {
       await close()

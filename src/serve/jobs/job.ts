@@ -66,6 +66,9 @@ export interface Job {
   deleted: readonly string[]
 }
 
+/** A job's process may take this long to stop: enough for a step of a large model, and for saving. */
+export const STOP_MS = 120_000
+
 export const ENDED: readonly JobStatus[] = ['succeeded', 'failed', 'cancelled']
 
 export function modelName({ id, base, suffix }: Pick<Job, 'id' | 'base' | 'suffix'>, step?: number): string {

@@ -1,7 +1,6 @@
 // Serves a handler with node:http.
 
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
-import { setTimeout } from 'node:timers/promises'
 import { ConfigError } from '../../base/errors.js'
 import { checkArgument, checkOptions, kind } from '../../base/options.js'
 import { LISTEN_OPTIONS } from '../gen/options.js'
@@ -44,9 +43,10 @@ export interface Listening {
   readonly metricsUrl: string | undefined
   /**
    * Takes no new connections, lets the handler drain, and waits until the requests that have begun are answered, at
-   * most `drainSeconds`. Then all connections are closed. The handler stays open.
+   * most `drainSeconds`. Then all connections are closed. The handler stays open. Resolves to false if answers were cut
+   * off by `drainSeconds`.
    */
-  close(): Promise<void>
+  close(): Promise<boolean>
 }
 
 /**
@@ -96,12 +96,20 @@ export async function listen(handler: Listener | Promise<Listener>, options: Lis
     const drained = async () => {
       await current.drain?.()
       await Promise.all(answering)
+      return true
     }
-    await Promise.race([drained(), setTimeout(1000 * drainSeconds, undefined, { ref: false })])
+    let timer: NodeJS.Timeout | undefined
+    // The timer keeps Node running: without it, Node would end in the middle if all callers have left.
+    const late = new Promise<boolean>((resolve) => {
+      timer = setTimeout(() => resolve(false), 1000 * drainSeconds)
+    })
+    const isWhole = await Promise.race([drained(), late]).finally(() => clearTimeout(timer))
     for (const open of [server, metrics]) open.closeAllConnections()
     metrics.close()
+    return isWhole
   }
-  return { server, url, metricsUrl, close }
+  let closed: Promise<boolean> | undefined
+  return { server, url, metricsUrl, close: () => (closed ??= close()) }
 }
 
 interface Listener {

@@ -5,12 +5,11 @@ import { once } from 'node:events'
 import { createWriteStream } from 'node:fs'
 import path from 'node:path'
 import { Turns } from '../../../base/turns.js'
+import { STOP_MS } from '../job.js'
 import { PRIVATE } from './store.js'
 import type { Message, Order } from './trainer.js'
 
 const PROGRAM = new URL('./trainer.js', import.meta.url)
-/** Enough for a step of a large model, and for saving. */
-const STOP_MS = 120_000
 
 export class JobProcess {
   readonly #child: ChildProcess

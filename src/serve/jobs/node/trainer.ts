@@ -29,7 +29,7 @@ import {
 import { loadTask } from '../../../tasks/tasks.js'
 import { RUN_FILES } from '../../../train/saved/run-folder.js'
 import { resolveSettings, withDefaultRate } from '../../../train/settings.js'
-import type { Judged } from '../job.js'
+import { type Judged, STOP_MS } from '../job.js'
 import { stepsOf } from './results.js'
 import type { Checked, JobSettings } from './settings.js'
 
@@ -94,7 +94,14 @@ process.on('message', (order: Order) => {
   if (isHeld) training?.pause()
   else training?.resume()
 })
-process.on('disconnect', () => stopped.abort())
+/** The server has ended. What saves or measures too long ends too, so that no process stays. */
+function endWithServer(): void {
+  stopped.abort()
+  setTimeout(() => process.kill(process.pid, 'SIGKILL'), STOP_MS).unref()
+}
+process.on('disconnect', endWithServer)
+// It may have ended while this program was loaded.
+if (!process.connected) endWithServer()
 try {
   setPriority(10)
 } catch {
@@ -108,7 +115,7 @@ try {
   const { code, message } = error instanceof LowrankError ? error : { code: 'INTERNAL', message: messageOf(error) }
   await tell({ kind: 'failed', code, message })
 }
-process.disconnect?.()
+if (process.connected) process.disconnect()
 process.exit(0)
 
 async function check(): Promise<void> {
