@@ -1,6 +1,7 @@
 import { availableParallelism } from 'node:os'
 import { setFlagsFromString } from 'node:v8'
 import { defineConfig } from 'vitest/config'
+import { alias, plugin } from './tests/from-src.js'
 
 /** NODE_OPTIONS of the tests: every process and thread of them loads it. */
 export const ONE_THREAD = [
@@ -14,11 +15,14 @@ export const ONE_THREAD = [
 // later, flags count as those of the command line do.
 setFlagsFromString('--max-semi-space-size=64')
 
+/** Tests run src/, not the build. */
+export const fromSrc = { resolve: { alias }, plugins: [plugin] }
+
 export const settings = {
   reporters: ['default', './scripts/closing-line.mjs'],
   testTimeout: 120_000,
   hookTimeout: 120_000,
-  globalSetup: ['./scripts/golden/packed.mjs', './scripts/generate/families.mjs'],
+  globalSetup: ['./scripts/golden/packed.mjs', './scripts/generate/families.mjs', './tests/from-src.ts'],
   setupFiles: ['./tests/fixed-seed.ts', './tests/equal-bytes.ts'],
 }
 
@@ -29,6 +33,7 @@ const COMMANDS = 'tests/cli/**/*.test.ts'
 const MOCKS = ['tests/lora/gradients.test.ts', 'tests/merge/node/durability.test.ts']
 
 export default defineConfig({
+  ...fromSrc,
   test: {
     ...settings,
     env: { NODE_OPTIONS: ONE_THREAD },

@@ -4,7 +4,7 @@ import { readdirSync, readFileSync, rmSync } from 'node:fs'
 import { availableParallelism, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { defineConfig } from 'vitest/config'
-import { ONE_THREAD, settings } from './vitest.config.js'
+import { fromSrc, ONE_THREAD, settings } from './vitest.config.js'
 
 /** They wait for programs and browsers, which take several times as long on a busy machine. */
 const LIMIT_MS = 300_000
@@ -21,6 +21,7 @@ const INSTALLED = join(tmpdir(), `lowrank-installed-${process.pid}`)
 process.once('exit', () => rmSync(INSTALLED, { recursive: true, force: true }))
 
 export default defineConfig({
+  ...fromSrc,
   test: {
     ...settings,
     testTimeout: LIMIT_MS,

@@ -1,18 +1,14 @@
-// Runs the built package's engines in the tests' thread, which saves starting a thread and ONNX Runtime for each model.
-// Messages are still structured clones, as between threads.
+// Runs engines in the tests' thread, which saves starting a thread and ONNX Runtime for each model. Messages are still
+// structured clones, as between threads.
 
 import { MessageChannel, type MessagePort } from 'node:worker_threads'
+import { usePlatform } from '../src/index/platform/platform.js'
+import { InferEngine } from '../src/infer/engine.js'
+import { nodePlatform } from '../src/node/platform.js'
 import type { EngineKind } from '../src/runtime/host.js'
 import type { Port } from '../src/runtime/rpc.js'
-
-const dist = new URL('../dist/', import.meta.url)
-const load = <T>(file: string): Promise<T> => import(new URL(file, dist).href)
-
-const { InferEngine } = await load<typeof import('../src/infer/engine.js')>('infer/engine.js')
-const { TrainEngine } = await load<typeof import('../src/train/engine.js')>('train/engine.js')
-const { serveEngine } = await load<typeof import('../src/runtime/serve.js')>('runtime/serve.js')
-const { nodePlatform } = await load<typeof import('../src/node/platform.js')>('node/platform.js')
-const { usePlatform } = await load<typeof import('../src/index/platform/platform.js')>('index/platform/platform.js')
+import { serveEngine } from '../src/runtime/serve.js'
+import { TrainEngine } from '../src/train/engine.js'
 
 function portOf(port: MessagePort): Port {
   port.unref()

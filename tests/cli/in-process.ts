@@ -1,14 +1,8 @@
-// Runs a command of the built package in this process, which is faster than starting a program.
+// Runs a command in this process, which is faster than starting a program.
 
-import { join } from 'node:path'
-import { pathToFileURL } from 'node:url'
+import * as program from '../../src/cli/program.js'
 import { enginesHere } from '../engines-here.js'
-import { type Outcome, root } from './lowrank.js'
-
-// Imported from dist, because src has no compiled scripts for worker threads.
-const program: typeof import('../../src/cli/program.js') = await import(
-  pathToFileURL(join(root, 'dist', 'cli', 'program.js')).href
-)
+import type { Outcome } from './lowrank.js'
 
 /** Commands run one at a time, because they share stdout and stderr. */
 let last: Promise<unknown> = Promise.resolve()

@@ -1,14 +1,14 @@
-// Runs the built binary as a user does.
+// Runs the program as a user does.
 
 import { type ChildProcess, spawn } from 'node:child_process'
-import { existsSync, mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, rmSync } from 'node:fs'
 import { constants, tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll } from 'vitest'
 
 export const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..')
-export const binary = join(root, 'dist', 'cli', 'main.js')
+export const binary = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url))
 
 export const MODEL = join(root, 'models', 'union-3m')
 export const ONNX = join(MODEL, 'onnx', 'model.onnx')
@@ -23,7 +23,6 @@ export interface Outcome {
 /** Starts `lowrank`; `done` waits for its end. */
 /** @param isSlow true to slow down its writes to files */
 export function start(args: readonly string[], isSlow = false): { child: ChildProcess; done: Promise<Outcome> } {
-  if (!existsSync(binary)) throw new Error('dist/ is missing: run `npm run build` first')
   const own = isSlow ? ['--import', new URL('../slow-writes.mjs', import.meta.url).href] : []
   const child = spawn(process.execPath, [...own, binary, ...args], { cwd: root, stdio: ['ignore', 'pipe', 'pipe'] })
   let stdout = ''

@@ -5,10 +5,9 @@ import { spawnSync } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, expect, it } from 'vitest'
+import { binary, root } from './lowrank.js'
 
-const root = fileURLToPath(new URL('../../', import.meta.url))
 const MERGE = join(root, 'tests/golden/merge/llama')
 
 let scratch: string
@@ -24,7 +23,7 @@ const limits = [22, 26, 28, 32, 36, 40, 43, 46, 60]
 it.skipIf(process.platform !== 'linux').each(limits)('ulimit -n %i', (limit) => {
   const options = { base: `${MERGE}/base`, adapter: `${MERGE}/adapter`, out: join(scratch, `${limit}`), threads: '2' }
   const args = ['merge', ...Object.entries(options).flatMap(([name, value]) => [`--${name}`, value])]
-  const command = [process.execPath, join(root, 'dist/cli/main.js'), ...args].map((word) => `'${word}'`).join(' ')
+  const command = [process.execPath, binary, ...args].map((word) => `'${word}'`).join(' ')
   // NODE_OPTIONS would load the tests' preloaded module, which opens files too.
   const env = { ...process.env, NODE_OPTIONS: '' }
   const { status, stderr } = spawnSync('sh', ['-c', `ulimit -n ${limit}; ${command}`], { encoding: 'utf8', env })

@@ -100,7 +100,7 @@ it.each([
 it('is read by a program that Node got as a text, and does not keep it running', async () => {
   const file = join(scratch, 'length.mjs')
   writeFileSync(file, 'export const length = ({ text }) => text.length')
-  const program = `import { loadRewards } from ${JSON.stringify(join(root, 'dist/node/rewards.js'))}
+  const program = `import { loadRewards } from ${JSON.stringify(new URL('../../src/node/rewards.js', import.meta.url))}
     const [length] = await loadRewards(${JSON.stringify(file)})
     console.log(length.name, await length({ text: 'abc' }))`
   const { stdout } = await promisify(execFile)(process.execPath, ['--input-type=module', '-e', program])

@@ -18,10 +18,9 @@ import {
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { binary, root } from './lowrank.js'
 
-const root = fileURLToPath(new URL('../../', import.meta.url))
 const golden = (path: string) => join(root, 'tests/golden', path)
 const LLAMA = golden('merge/llama')
 const GRAPH = golden('models/llama-genai')
@@ -136,7 +135,7 @@ function run(args: string[], { folder, kill, isSlow = false, rival, full }: Dist
   ]
   const disturbed = { KILL_CALL: `${kill} ${folder}`, FAIL_CALL: `ENOSPC ${full} ${folder}`, RIVAL: rival?.join('\n') }
   const env = { ...process.env, ...disturbed }
-  const child = spawn(process.execPath, [...loaded, join(root, 'dist/cli/main.js'), ...args], { env })
+  const child = spawn(process.execPath, [...loaded, binary, ...args], { env })
   let stderr = ''
   child.stderr.on('data', (text) => {
     stderr += text

@@ -5,7 +5,6 @@ import { existsSync } from 'node:fs'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { pathToFileURL } from 'node:url'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { root, start } from '../cli/lowrank.js'
 
@@ -26,7 +25,7 @@ afterAll(() => rm(folder, { recursive: true, force: true }))
 /** Runs a program that prints a line of JSON and then ends. */
 async function told(program: string): Promise<Record<string, unknown>> {
   const source = `
-    const lowrank = await import(${JSON.stringify(pathToFileURL(join(root, 'dist/node.js')).href)})
+    const lowrank = await import(${JSON.stringify(new URL('../../src/node.js', import.meta.url))})
     const folder = ${JSON.stringify(model)}
     const errorOf = (promise) => promise.then(() => 'no error', ({ name, message }) => ({ name, message }))
     const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms))

@@ -42,8 +42,8 @@ describe('where onnxruntime-node is loaded from', () => {
 
   it('is never the working directory of a program that is a text, nor where its arguments lie', async () => {
     // lowrank itself is elsewhere, beside another onnxruntime-node.
-    const build = new URL('../../dist/base/node/peers.js', import.meta.url).href
-    const text = `import { resolvePeer } from ${JSON.stringify(build)}
+    const peers = new URL('../../src/base/node/peers.js', import.meta.url)
+    const text = `import { resolvePeer } from ${JSON.stringify(peers)}
       console.log(resolvePeer('onnxruntime-node', ${JSON.stringify(import.meta.url)}))`
     const file = path.join(folder, 'model.safetensors')
     await writeFile(file, '')

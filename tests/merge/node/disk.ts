@@ -15,8 +15,8 @@ import {
 } from '../../../src/node.js'
 import { adapter, type BaseOptions, base, mergeCheckpoint, type TensorSketch } from '../toolkit.js'
 
-/** The built merge: child processes and worker threads cannot run TypeScript. */
-export const MERGE = new URL('../../../dist/node.js', import.meta.url).href
+/** The module that child processes merge with. */
+export const MERGE = new URL('../../../src/node.js', import.meta.url).href
 
 export async function toDisk(directory: MemoryDirectory, folder: string): Promise<string> {
   for (const [name, bytes] of directory.files) {
