@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { expect, it, onTestFinished } from 'vitest'
-import { alias } from './from-src.js'
+import { entries } from './from-src.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const COPIED = ['src', 'tests', 'scripts', 'package.json', 'package-lock.json', 'tsconfig.json', 'vitest.config.ts']
@@ -15,8 +15,8 @@ const LINKED = ['node_modules', 'tests/golden']
 it('takes the types of the package from the same files', () => {
   const { paths } = JSON.parse(readFileSync(join(root, 'tsconfig.json'), 'utf8')).compilerOptions
   const sources = Object.values<string[]>(paths).map(([path]) => join(root, path))
-  expect(sources).toEqual(alias.map(({ replacement }) => replacement))
-  for (const [i, name] of Object.keys(paths).entries()) expect(name).toMatch(alias[i].find)
+  expect(sources).toEqual(entries.map(({ replacement }) => replacement))
+  for (const [i, name] of Object.keys(paths).entries()) expect(name).toMatch(entries[i].find)
 })
 
 it('notices an edit of a worker without a build', () => {

@@ -12,18 +12,21 @@ const ROOT = fileURLToPath(new URL('..', import.meta.url))
 /** A bundle that no run used for so long is removed. */
 const KEPT_MS = 24 * 60 * 60 * 1000
 
-/** How modules write the address of another module that a thread or a process shall run. Vite bundles those of pages. */
+/** How a module writes the address of another that a thread or a process shall run. Vite bundles those of pages. */
 const STARTED = /(?<!new Worker\()new URL\('(\.\.?\/[^']+)\.js', import\.meta\.url\)/g
 
 const { exports, peerDependencies } = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8'))
 
-/** Leads the names of the package's entries for Node to src/. */
-export const alias = Object.entries<{ node?: string | { default: string } }>(exports).flatMap(([name, { node }]) => {
+/** The sources of the package's entries for Node, by the names of the entries. */
+export const entries = Object.entries<{ node?: string | { default: string } }>(exports).flatMap(([name, { node }]) => {
   const built = typeof node === 'object' ? node.default : node
   if (built === undefined) return []
   const source = built.replace('./dist/', 'src/').replace(/\.js$/, '.ts')
   return [{ find: new RegExp(`^lowrank${name.slice(1)}$`), replacement: join(ROOT, source) }]
 })
+
+/** Leads the names of the entries to src/, and so what scripts import from the build. */
+export const alias = [...entries, { find: /^(?:\.\.\/)+dist\/(.*)\.js$/, replacement: join(ROOT, 'src/$1.ts') }]
 
 /** Leads addresses of modules in src/ to the bundle: `new URL('../src/node.js', import.meta.url)`. */
 export const plugin: Plugin = {
