@@ -51,6 +51,11 @@ export interface CheckDataOptions
    * @default 0
    */
   readonly preview?: number | undefined
+  /**
+   * Reading a file ends at this many records that cannot be used. Default: the whole file is read.
+   * @range an integer of at least 1
+   */
+  readonly maxInvalid?: number | undefined
 }
 
 export async function train(options: TrainOptions, wait?: () => Promise<void> | undefined): Promise<TrainResult> {

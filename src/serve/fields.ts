@@ -82,9 +82,18 @@ const toolChoice = (expected: string, isNamed: (value: Record<string, unknown>) 
     'whether the model may, must, or must not call a function, or which one',
   )
 
+/** OpenAI's limits. */
+export const METADATA = kind(
+  'an object of at most 16 texts of at most 512 characters, by names of at most 64',
+  (value) => {
+    if (!isObject(value) || Object.keys(value).length > 16) return false
+    return Object.entries(value).every(([key, set]) => key.length <= 64 && typeof set === 'string' && set.length <= 512)
+  },
+)
+
 const IGNORED: FieldTable = {
   user: field(SHORT, 'accepted, and not used'),
-  metadata: field(OBJECT, 'is stored with `store`; /v1/responses gives it back'),
+  metadata: field(METADATA, 'is stored with `store`; /v1/responses gives it back'),
   safety_identifier: field(SHORT, 'accepted, and not used'),
   prompt_cache_key: field(SHORT, 'accepted: requests of one API key share what was read in any case'),
 }

@@ -9,6 +9,7 @@ import { loadModel, type Model } from 'lowrank'
 import { createHandler, folderOfAdapters, type Handler, type HandlerOptions, listen } from 'lowrank/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { GrowingBytes, Inbox } from '../../src/serve/bodies/inbox.js'
+import { jsonResponse } from '../../src/serve/bodies/pieces.js'
 import { eventStream, HttpError, OPENAI } from '../../src/serve/http.js'
 import { SERVER } from '../../src/serve/keys.js'
 import { Outbox } from '../../src/serve/node/outbox.js'
@@ -416,6 +417,23 @@ describe('bodies that come slowly', () => {
       [8192, 16_384, 32_768, 65_536, 131_072],
     ])
   })
+})
+
+it('long lists are answered in pieces of at most 1,000 rows and 256 kB, between which others have their turn', async () => {
+  for (const data of [Array.from({ length: 10_000 }, (_, i) => i), Array(50).fill('é'.repeat(20_000))]) {
+    let turns = 0
+    const ticking = setInterval(() => turns++, 0)
+    const sizes: number[] = []
+    let text = ''
+    const decoder = new TextDecoder()
+    for await (const piece of jsonResponse({ object: 'list', data, none: undefined, left: [] }).body!) {
+      sizes.push(piece.length)
+      text += decoder.decode(piece, { stream: true })
+    }
+    clearInterval(ticking)
+    expect(JSON.parse(text)).toEqual({ object: 'list', data, left: [] })
+    expect([sizes.length, Math.max(...sizes) <= 256 << 10, turns > 0]).toEqual([data.length > 50 ? 11 : 17, true, true])
+  }
 })
 
 describe('callers that never read', () => {

@@ -103,6 +103,7 @@ export const FLAGS = {
   CheckDataOptions: {
     model: { form: 'source', about: 'the model whose tokenizer and chat template are used. Without it, records are read but not encoded' },
     preview: { form: 'number', about: 'the number of examples that the report shows as tokens. Needs a model', range: 'an integer of at least 0', fallback: '0' },
+    maxInvalid: { form: 'number', about: 'reading a file ends at this many records that cannot be used. Default: the whole file is read', range: 'an integer of at least 1' },
     task: { form: 'text', about: 'the task. Default: the one that the fields of the first record fit, such as dpo for chosen and rejected, if the model can be trained for it; else causal-lm, or seq2seq for a model with an encoder and a decoder' },
     columns: { form: 'pairs', about: 'names of the fields in your data, as LOWRANK_NAME=YOUR_NAME, such as prompt=question,completion=answer' },
     maxLength: { form: 'number', about: 'longer records are cut to this number of tokens. Default: the model’s context', range: 'an integer of at least 2' },
@@ -254,6 +255,7 @@ export const FLAGS = {
     retentionDays: { form: 'number', about: 'days after which uploaded files and stored chats are deleted. Default: they stay', range: 'a finite number above 0' },
     maxJobs: { form: 'number', about: 'the most training jobs of one owner that have not ended', range: 'an integer of at least 1', fallback: '32' },
     maxStored: { form: 'number', about: 'the most stored chats of one owner. If there are more, the oldest is deleted', range: 'an integer of at least 1', fallback: '10000' },
+    maxStoredBytes: { form: 'number', about: 'the most bytes of all stored chats of one owner. If there are more, the oldest are deleted. Default: 1 GiB', range: 'an integer of at least 1' },
   },
   ListenOptions: {
     host: { form: 'text', about: 'the address to listen on. Default: 127.0.0.1, this machine alone', placeholder: 'HOST' },

@@ -39,7 +39,10 @@ const KEY = '[NAME=]KEY'
 const LIMITS = ['maxAdapters', 'maxRunning', 'maxQueue', 'maxTokens', 'timeoutSeconds'] as const
 const LISTENING = ['host', 'port', 'metricsPort', 'drainSeconds'] as const
 const OF_SESSION = ['device', 'threads', 'yieldProcessors', 'prefixCache'] as const
-const OF_TRAINING = ['graderModels', 'retentionDays', 'maxFileBytes', 'maxOwnerBytes', 'maxJobs', 'maxStored'] as const
+const OF_TRAINING = [
+  ...(['graderModels', 'retentionDays', 'maxFileBytes', 'maxOwnerBytes', 'maxJobs'] as const),
+  ...(['maxStored', 'maxStoredBytes'] as const),
+] as const
 
 const OPTIONS = {
   model: text(MODEL, `${RUNS}; default: the base of the first adapter`),

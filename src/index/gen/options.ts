@@ -143,6 +143,7 @@ export const RESIZE_OPTIONS: OptionTable = {
 export const CHECK_DATA_OPTIONS: OptionTable = {
   model: anyOf(MODEL, SOURCE),
   preview: ranged('an integer of at least 0'),
+  maxInvalid: ranged('an integer of at least 1'),
   task: NAME,
   columns: OBJECT,
   maxLength: ranged('an integer of at least 2'),

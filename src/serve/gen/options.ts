@@ -36,6 +36,7 @@ export const TRAINING_OPTIONS: OptionTable = {
   retentionDays: ranged('a finite number above 0'),
   maxJobs: ranged('an integer of at least 1'),
   maxStored: ranged('an integer of at least 1'),
+  maxStoredBytes: ranged('an integer of at least 1'),
 }
 
 export const LISTEN_OPTIONS: OptionTable = {

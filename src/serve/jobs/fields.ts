@@ -15,7 +15,7 @@ import {
   oneOf,
   ranged,
 } from '../../base/options.js'
-import { type FieldTable, field, NAMED, only, SHORT } from '../fields.js'
+import { type FieldTable, field, METADATA, NAMED, only, SHORT } from '../fields.js'
 
 const AUTO = oneOf('auto')
 const POSITIVE = ranged('a finite number above 0')
@@ -75,12 +75,6 @@ const METHOD = kind(
     return Object.keys(rest).length === 0 && hyperparameters.accepts(given)
   },
 )
-
-/** OpenAI's limits. */
-const METADATA = kind('an object of at most 16 texts of at most 512 characters, by names of at most 64', (value) => {
-  if (!isObject(value) || Object.keys(value).length > 16) return false
-  return Object.entries(value).every(([key, set]) => key.length <= 64 && typeof set === 'string' && set.length <= 512)
-})
 
 const FILE = kind('the id of a file', (value) => typeof value === 'string' && /^file-\w{1,64}$/.test(value))
 const SECONDS = ranged('an integer in [3600, 2592000]')

@@ -69,6 +69,9 @@ export interface Job {
 /** A job's process may take this long to stop: enough for a step of a large model, and for saving. */
 export const STOP_MS = 120_000
 
+/** The check of a file ends at this many lines that cannot be used. */
+export const MAX_INVALID = 100
+
 export const ENDED: readonly JobStatus[] = ['succeeded', 'failed', 'cancelled']
 
 export function modelName({ id, base, suffix }: Pick<Job, 'id' | 'base' | 'suffix'>, step?: number): string {

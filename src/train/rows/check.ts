@@ -53,7 +53,7 @@ export interface DataReport {
   readonly evalRecords: number
   /** Records of `evalData` that are in the training data too. */
   readonly evalInTraining: readonly string[]
-  /** Every record that cannot be used: its file and line, and the reason. */
+  /** Every record that cannot be used, up to `maxInvalid`: its file and line, and the reason. */
   readonly invalid: readonly { readonly where: string; readonly message: string }[]
   /** Parts that are not learned, with the number of records: `have tools …`. Most are known only with a model. */
   readonly notes: Readonly<Record<string, number>>
@@ -67,8 +67,11 @@ export interface CheckDataInput
     'task' | 'data' | 'evalData' | 'columns' | 'maxLength' | 'chatTemplate' | 'chatTemplateArgs' | 'decodeImage'
   > {
   readonly model?: Model | undefined
+  readonly maxInvalid?: number | undefined
 }
 
+/** Ends the reading of a file. */
+const ENOUGH = new Error('enough records that cannot be used')
 const UNLEARNED = 'left out, because they have no target'
 
 /** Wrong records are in the report, wrong options are thrown. `preview`: examples that are shown as tokens. */
@@ -131,10 +134,11 @@ class Records {
   ) {}
 
   async read(data: TrainingData, name: string): Promise<void> {
-    const { model, columns, task } = this.options
+    const { model, columns, task, maxInvalid } = this.options
     const onInvalid = (error: unknown) => {
       if (!(error instanceof DataError)) throw error
       this.invalid.push({ where: error.where ?? name, message: error.message })
+      if (this.invalid.length === maxInvalid) throw ENOUGH
     }
     const context = model && (await encodeContext({ ...this.options, model }))
     try {
@@ -152,7 +156,9 @@ class Records {
       }
     } catch (error) {
       // Records after a broken quote cannot be told apart, so reading ends there.
-      onInvalid(error)
+      if (error === ENOUGH) return
+      if (!(error instanceof DataError)) throw error
+      this.invalid.push({ where: error.where ?? name, message: error.message })
     }
   }
 

@@ -273,7 +273,12 @@ describe('stored chats', () => {
     const place = `${folder}-chats`
     const template = '{% for m in messages %}{{ m.content }}{% endfor %}'
     const chats = await createHandler({
-      ...{ model, training: trainingIn(place, { maxStored: 2 }), hosts: ['localhost'], chatTemplate: template },
+      ...{
+        model,
+        training: trainingIn(place, { maxStored: 2, maxStoredBytes: 10_000 }),
+        hosts: ['localhost'],
+        chatTemplate: template,
+      },
       apiKeys: [{ key: 'x', isAdmin: true }],
     })
     const ask = async (body?: object) => {
@@ -289,6 +294,19 @@ describe('stored chats', () => {
     const { data } = JSON.parse(await ask())
     expect(data.map(({ metadata }: { metadata: object }) => metadata)).toEqual([{ n: '2' }, { n: '3' }])
     expect(data[0]).toMatchObject({ id, choices })
+    for (const metadata of [
+      { n: 'x'.repeat(513) },
+      { ['x'.repeat(65)]: '' },
+      Object.fromEntries(Array.from({ length: 17 }, (_, i) => [`${i}`, ''])),
+    ]) {
+      expect(JSON.parse(await ask({ ...asked, metadata })).error.param).toBe('metadata')
+    }
+    // Two long chats do not fit together, so all older ones go.
+    const long = [{ role: 'user', content: 'And the', name: 'x'.repeat(6000) }]
+    await ask({ ...asked, messages: long, metadata: { n: '4' } })
+    await ask({ ...asked, messages: long, metadata: { n: '5' } })
+    const left = JSON.parse(await ask()).data.map(({ metadata }: { metadata: object }) => metadata)
+    expect(left).toEqual([{ n: '5' }])
     await chats.close()
     rmSync(place, { recursive: true, force: true })
   })

@@ -19,6 +19,15 @@ interface CompletionEntry extends Stored {
   /** The answer as it was sent. */
   readonly answer: { readonly id: string; readonly model: string; readonly choices: readonly { message: Message }[] }
   metadata: Metadata
+  /** Bytes of the rest as JSON. Records of older servers have none, and get it when it is needed. */
+  bytes?: number
+}
+
+export interface StoredLimits {
+  /** Stored chats of one owner. */
+  readonly maxStored: number
+  /** Bytes of one owner's stored chats. */
+  readonly maxStoredBytes: number
 }
 
 /** Which completions become records, and for which method. */
@@ -30,12 +39,12 @@ export interface StoredChoice {
 export class Completions {
   private constructor(
     private readonly store: Store<CompletionEntry>,
-    private readonly most: number,
+    private readonly limits: StoredLimits,
   ) {}
 
-  /** Opens the store. If an owner has more than `most` completions, the oldest is deleted. */
-  static async open(folder: string, most: number, options: StoreOptions): Promise<Completions> {
-    return new Completions(await Store.open<CompletionEntry>(folder, 'completions', options), most)
+  /** Opens the store. If an owner has more than the limits allow, the oldest are deleted. */
+  static async open(folder: string, limits: StoredLimits, options: StoreOptions): Promise<Completions> {
+    return new Completions(await Store.open<CompletionEntry>(folder, 'completions', options), limits)
   }
 
   sweep(): Promise<void> {
@@ -43,12 +52,17 @@ export class Completions {
   }
 
   async keep({ fields, caller }: Call, answer: object): Promise<void> {
-    const { messages, tools, metadata: given = {} } = fields as Fields & CompletionEntry
-    const metadata = Object.fromEntries(Object.entries(given).filter(([, value]) => typeof value === 'string'))
+    const { messages, tools, metadata = {} } = fields as Fields & CompletionEntry
     const sent = answer as CompletionEntry['answer']
     await this.store.put({ ...birth(sent.id, caller), messages, tools, metadata, answer: sent })
-    const [oldest, ...others] = this.store.all().filter(({ owner }) => owner === caller.name)
-    if (others.length >= this.most) await this.store.remove(oldest)
+    const own = this.store.all().filter(({ owner }) => owner === caller.name)
+    let [count, bytes] = [own.length, own.reduce((sum, entry) => sum + bytesOf(entry), 0)]
+    for (const entry of own) {
+      if (count <= this.limits.maxStored && bytes <= this.limits.maxStoredBytes) break
+      await this.store.remove(entry)
+      count--
+      bytes -= bytesOf(entry)
+    }
   }
 
   list({ request, caller }: Call): object {
@@ -73,6 +87,7 @@ export class Completions {
 
   async update({ id, fields, caller }: Call): Promise<object> {
     const entry = this.store.get(id, caller)
+    delete entry.bytes
     entry.metadata = (fields.metadata as Metadata | undefined) ?? {}
     await this.store.put(entry)
     return wire(entry)
@@ -102,6 +117,11 @@ export class Completions {
   }
 }
 
+function bytesOf(entry: CompletionEntry): number {
+  entry.bytes ??= Buffer.byteLength(JSON.stringify(entry))
+  return entry.bytes
+}
+
 const wire = ({ answer, metadata }: CompletionEntry) => ({ ...answer, metadata })
 
 /**
@@ -116,9 +136,13 @@ const wire = ({ answer, metadata }: CompletionEntry) => ({ ...answer, metadata }
  * const rows = await storedRows('jobs', { metadata: { rating: 'good' } })
  */
 export async function storedRows(folder: string, choice: StoredChoice): Promise<string> {
-  const completions = await Completions.open(folder, Number.POSITIVE_INFINITY, {
-    isOurs: false,
-    onError: console.error,
-  })
+  const completions = await Completions.open(
+    folder,
+    { maxStored: 0, maxStoredBytes: 0 },
+    {
+      isOurs: false,
+      onError: console.error,
+    },
+  )
   return completions.rows(SERVER, choice)
 }

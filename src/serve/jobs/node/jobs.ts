@@ -12,7 +12,7 @@ import { seconds } from '../../adapters.js'
 import { HttpError, withoutPaths } from '../../http.js'
 import { type Caller, SERVER } from '../../keys.js'
 import type { Call } from '../../route.js'
-import { ENDED, type Gate, type Hyperparameters, type Job, modelName, wireJob } from '../job.js'
+import { ENDED, type Gate, type Hyperparameters, type Job, MAX_INVALID, modelName, wireJob } from '../job.js'
 import { pageOf } from '../lists.js'
 import { type Details, Events } from './events.js'
 import type { Files } from './files.js'
@@ -323,9 +323,13 @@ export class JobQueue {
     for (const [i, { message }] of problems.entries()) {
       await this.#tell(job, `line-${i + 1}`, this.#shown(message), { level: 'error' })
     }
-    const count = problems.length === 1 ? '1 line' : `${problems.length} lines`
+    // The message begins with the place.
+    const [last] = this.#shown(problems.at(-1)!.message).split(':')
+    const isCut = problems.length >= MAX_INVALID
+    const count = problems.length === 1 ? '1 line' : `${isCut ? 'at least ' : ''}${problems.length} lines`
+    const until = isCut ? `, read up to ${last}` : ''
     const [{ file, message: first }] = problems
-    await this.#fail(job, 'invalid_file', `${count} cannot be used. The first: ${this.#shown(first)}`, file)
+    await this.#fail(job, 'invalid_file', `${count} cannot be used${until}. The first: ${this.#shown(first)}`, file)
   }
 
   async #heardChecked(job: Job, found: Heard<'checked'>): Promise<void> {

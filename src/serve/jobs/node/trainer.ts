@@ -29,7 +29,7 @@ import {
 import { loadTask } from '../../../tasks/tasks.js'
 import { RUN_FILES } from '../../../train/saved/run-folder.js'
 import { resolveSettings, withDefaultRate } from '../../../train/settings.js'
-import { type Judged, STOP_MS } from '../job.js'
+import { type Judged, MAX_INVALID, STOP_MS } from '../job.js'
 import { stepsOf } from './results.js'
 import type { Checked, JobSettings } from './settings.js'
 
@@ -121,7 +121,8 @@ process.exit(0)
 async function check(): Promise<void> {
   const { data, evalData, task, maxLength, chatTemplate, config } = settings
   const facts = await closing(await loadModel(settings.model, { dtype: settings.dtype }), async (model) => {
-    const options = { model, data, evalData, task, maxLength, chatTemplate, signal: stopped.signal }
+    const bounds = { signal: stopped.signal, maxInvalid: MAX_INVALID }
+    const options = { model, data, evalData, task, maxLength, chatTemplate, ...bounds }
     const linears = findLinears(readGraph(model.onnx)).filter(({ isHead }) => !isHead)
     const about = task === 'grpo' ? { rateShare: RATE_SHARE } : await loadTask(task!)
     const widths = linears.map(({ k }) => k)
@@ -142,7 +143,7 @@ async function check(): Promise<void> {
   })
   const { report, ...found } = facts
   const { learnable, invalid, notes } = report
-  const problems = invalid.map(({ where, message }) => ({
+  const problems = invalid.slice(0, MAX_INVALID).map(({ where, message }) => ({
     file: evalData !== undefined && where.startsWith(evalData) ? 'validation_file' : 'training_file',
     message: message.replaceAll(`${folder}${path.sep}`, ''),
   }))
@@ -161,6 +162,7 @@ async function checkPrompts(file: string): Promise<Pick<DataReport, 'learnable' 
       const { problems } = attempt(() => promptOf(row, where))
       for (const problem of problems) invalid.push({ where, message: problem.message })
       if (problems.length === 0) learnable++
+      if (invalid.length >= MAX_INVALID) break
     }
   })
   return { learnable, invalid, notes: {}, lengths: null }

@@ -71,6 +71,11 @@ export interface TrainingOptions {
    * @default 10000
    */
   readonly maxStored?: number | undefined
+  /**
+   * The most bytes of all stored chats of one owner. If there are more, the oldest are deleted. Default: 1 GiB.
+   * @range an integer of at least 1
+   */
+  readonly maxStoredBytes?: number | undefined
 }
 
 /**
@@ -117,6 +122,7 @@ async function opened(folder: string, options: TrainingOptions, server: ServerFa
     maxOwnerBytes = 8 * 2 ** 30,
     maxJobs = 32,
     maxStored = 10_000,
+    maxStoredBytes = 2 ** 30,
     retentionDays = Number.POSITIVE_INFINITY,
   } = options
   const maxAge = DAY_SECONDS * retentionDays
@@ -125,7 +131,7 @@ async function opened(folder: string, options: TrainingOptions, server: ServerFa
   const files = await Files.open(folder, { maxFileBytes, maxOwnerBytes, maxAge, onError })
   const store = await Store.open<Job>(folder, 'jobs', { onError })
   const models = await Models.open(folder, store, onError)
-  const completions = await Completions.open(folder, maxStored, { maxAge, onError })
+  const completions = await Completions.open(folder, { maxStored, maxStoredBytes }, { maxAge, onError })
   const { hubId, hubRevision, name } = server.model.directory
   const model = hubId === undefined ? path.resolve(name) : `hf:${hubId}${hubRevision ? `@${hubRevision}` : ''}`
   const { chatTemplate } = server
