@@ -110,7 +110,10 @@ export interface ChatOptions {
    * @help variables of the chat template, such as enable_thinking=false
    */
   chatTemplateArgs?: Readonly<Record<string, unknown>> | undefined
-  /** Descriptions of the functions that the model may call (JSON Schema). */
+  /**
+   * Descriptions of the functions that the model may call (JSON Schema). If the chat template has no place for them, they
+   * are written into the system message, in Hermes' form.
+   */
   tools?: readonly object[] | undefined
 }
 

@@ -65,6 +65,14 @@ describe('a chat', () => {
     expect(asked).toContain('recorded 7 1 hi')
     await opened.generate(messages, { ...options, chatTemplate: 'own {{ messages[0].content }}' })
     expect(asked).toContain('own hi')
+    // A template without a place for tools gets them in the system message, and no call is lost.
+    const all = '{% for m in messages %}{{ m.role }}: {{ m.content }};{% endfor %}'
+    const called = { role: 'assistant', tool_calls: [{ type: 'function', function: { name: 'f', arguments: '{}' } }] }
+    const round = [...messages, called, { role: 'tool', content: 'x' }]
+    await opened.generate(round, { ...options, chatTemplate: all, tools: [{ name: 'qz' }] })
+    expect(asked.find((text) => text.includes('qz'))).toMatch(
+      /^system: .*<tools>\n\{"name":"qz"\}\n<\/tools>.*user: hi;assistant: <tool_call>.*"name":"f".*user: <tool_response>\nx/s,
+    )
     await opened.dispose()
   })
 

@@ -6,8 +6,9 @@ import { join } from 'node:path'
 import { loadModel } from 'lowrank'
 import { createHandler } from 'lowrank/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { chatRequest } from '../../src/serve/texts.js'
-import { withTools } from '../../src/serve/tool-prompt.js'
+import { callForm, withToolTexts } from '../../src/infer/generate/tool-texts.js'
+import { parseChat } from '../../src/text/chat.js'
+import { compileChatTemplate } from '../../src/text/compiled-template.js'
 import { enginesHere } from '../engines-here.js'
 
 const scratch = mkdtempSync(join(tmpdir(), 'lowrank-tools-'))
@@ -41,10 +42,8 @@ async function modelWith(name: string, template: string) {
 
 describe('a template that does not read tools', () => {
   it('gets them in the system message, with the calls and results of the chat', async () => {
-    const model = await modelWith('plain', PLAIN)
-    const asked = chatRequest({ messages: ROUND, tools: [TOOL] }, 64)
-    const { prompts } = await withTools(model, undefined, asked)
-    const [system, user, call, result] = prompts[0] as { role: string; content: string }[]
+    const given = parseChat({ messages: ROUND }, 'x').messages
+    const [system, user, call, result] = withToolTexts(given, [TOOL]) as { role: string; content: string }[]
     expect(system.role).toBe('system')
     expect(system.content).toMatch(/^Be brief\.\n\n/)
     expect(system.content).toContain(`<tools>\n${JSON.stringify(TOOL)}\n</tools>`)
@@ -54,10 +53,9 @@ describe('a template that does not read tools', () => {
       content: '<tool_call>\n{"name":"tide","arguments":{"at":"noon"}}\n</tool_call>',
     })
     expect(result).toEqual({ role: 'user', content: '<tool_response>\n3 m\n</tool_response>' })
-    // The adapter's template is used before the model's.
-    expect((await withTools(model, READING, asked)).prompts).toEqual(asked.prompts)
-    expect((await withTools(model, undefined, chatRequest({ messages: ROUND }, 64))).prompts[0]).toHaveLength(4)
-    await model.close()
+    const form = async (template: string) =>
+      callForm(await compileChatTemplate({ name: 'x', texts: new Map([['default', template]]), specialTokens: {} }))
+    expect([await form(PLAIN), await form(READING)]).toEqual(['none', 'hermes'])
   })
 
   it('so that the model reads them over HTTP, in both forms; one that reads tools is left alone', async () => {

@@ -10,6 +10,7 @@ import { loadChatTemplate } from '../../text/chat-template.js'
 import type { ChatTemplate } from '../../text/template.js'
 import type { Tokenizer } from '../../text/tokenizer.js'
 import type { ChatOptions } from '../session.js'
+import { callForm, plainMessage, withToolTexts } from './tool-texts.js'
 
 export interface EncodedPrompt {
   readonly ids: readonly number[]
@@ -36,7 +37,7 @@ export async function encodeMessages(
   const tokenizer = requireTokenizer(model)
   const { count = 0, place } = pictures ?? {}
   const check = place === undefined ? undefined : messageOfParts
-  const chat = parseChat({ messages }, where, check).messages
+  let chat = parseChat({ messages }, where, check).messages
   if (chat.at(-1)?.role === 'assistant') {
     throw new DataError({
       where: `${where}, message ${messages.length}`,
@@ -46,11 +47,16 @@ export async function encodeMessages(
   }
   const template = await templateOf(model, chatTemplate ?? recorded)
   if (template === undefined) throw noTemplate(model.directory.name)
+  if (hasNoPlace(template, tools)) chat = withToolTexts(chat, tools)
   const form: MessageForm = place === undefined ? (all) => all : messageForm(template, args, place)
   const written = form(place === undefined ? chat : withPlaces(chat, count, 'last', place))
   const { text } = template.render(written, { args, tools, addGenerationPrompt: true }, where)
   const ids = tokenizer.encode((await pictures?.fill(text)) ?? text, { specialTokens: false })
   return { ids, ...endOfTurn(template, args, tokenizer, form) }
+}
+
+function hasNoPlace(template: ChatTemplate, tools: ChatOptions['tools']): tools is readonly object[] {
+  return tools !== undefined && tools.length > 0 && callForm(template) === 'none'
 }
 
 export function noTemplate(model: string): FormatError {
@@ -79,15 +85,16 @@ const [PROBED_ANSWER, PROBED_QUESTION] = ['qzanswerqz', 'qzquestionqz']
 export async function encodeReply(
   model: Model,
   reply: readonly MessageOfParts[],
-  { chatTemplate, chatTemplateArgs: args }: ChatOptions,
+  { chatTemplate, chatTemplateArgs: args, tools }: ChatOptions,
 ): Promise<number[]> {
   const template = await templateOf(model, chatTemplate)
   if (template === undefined) throw noTemplate(model.directory.name)
+  const written = hasNoPlace(template, tools) ? reply.map(plainMessage) : reply
   const answered = [
     { role: 'user', content: 'a' },
     { role: 'assistant', content: PROBED_ANSWER },
   ]
-  const { text } = template.render([...answered, ...reply], { args, addGenerationPrompt: true }, 'reply')
+  const { text } = template.render([...answered, ...written], { args, addGenerationPrompt: true }, 'reply')
   const [, after] = text.split(PROBED_ANSWER)
   if (after === undefined) {
     const what = 'the chat template leaves out earlier answers, so a chat cannot go on in one text'
