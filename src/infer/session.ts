@@ -111,8 +111,8 @@ export interface ChatOptions {
    */
   chatTemplateArgs?: Readonly<Record<string, unknown>> | undefined
   /**
-   * Descriptions of the functions that the model may call (JSON Schema). If the chat template has no place for them, they
-   * are written into the system message, in Hermes' form.
+   * Descriptions of the functions that the model may call (JSON Schema). If the chat template has no place for them,
+   * they are written into the system message, in Hermes' form.
    */
   tools?: readonly object[] | undefined
 }
