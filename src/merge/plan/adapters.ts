@@ -62,9 +62,10 @@ export interface LayerFactors {
   /** The number E of stacked experts, whose factors are a (E·r, k) and b (d, r·E); undefined for a matrix. */
   readonly experts: number | undefined
   /**
-   * True if input and output embedding change together (ensure_weight_tying). False for DoRA: its magnitudes differ.
+   * True if input and output embedding change together, `claimed` if the config says so (ensure_weight_tying) and the
+   * base is not known yet. False for DoRA: its magnitudes differ.
    */
-  readonly isTied: boolean
+  readonly isTied: boolean | 'claimed'
   /** Which outputs of the tensor belong to the layer: rows, or columns if it is input-major. Default: all. */
   readonly region?: { readonly first: number; readonly count: number } | undefined
   /** DoRA's m / ‖W + s·B·A‖ (1, d), with which the sum is multiplied. Computed after the plan is made. */
@@ -90,7 +91,7 @@ export interface BaseReplacement {
    * See {@link LayerFactors.isTied}. Even without ensure_weight_tying, rows of an input embedding also change the
    * output embedding, unless the adapter has rows of that too. So do whole tensors that PEFT did not train.
    */
-  readonly isTied: boolean
+  readonly isTied: boolean | 'claimed'
 }
 
 export interface WeightedPart {
@@ -162,13 +163,14 @@ export class OpenAdapters {
     const rowModules = parts.flatMap(({ kind, module }) => (kind === 'token-rows' ? [module] : []))
     // PEFT applies the rows of an input embedding to both uses, unless the output embedding has trained rows too.
     const isShared = ensureWeightTying || !rowModules.some(isHeadModule)
+    const claim = ensureWeightTying && ('claimed' as const)
     for (const part of parts) {
       if (part.kind === 'replacement') {
         const { name, tensors } = part
         const placed = this.#place(tensors.weight)
         // PEFT also saves tensors that it did not train, such as resized embeddings. The base ties them, so both
         // change.
-        const isTied = ensureWeightTying || !part.isTrained
+        const isTied = !part.isTrained || claim
         this.replacements.push({ ...owner, tensor: name, rows: undefined, isTied, ...placed })
       } else if (part.kind === 'token-rows') {
         const tensor = `${part.module}.weight`
@@ -206,7 +208,7 @@ export class OpenAdapters {
 
   #factors({ config, tensors }: FactorView<AdapterTensor> | ParameterView<AdapterTensor>, weight: number) {
     const [a, b] = [this.#factor(tensors.weightA), this.#factor(tensors.weightB)]
-    const [scale, isTied] = [weight * scalingOf(config), config.ensureWeightTying]
+    const [scale, isTied] = [weight * scalingOf(config), config.ensureWeightTying && ('claimed' as const)]
     const adapter = this.adapters.length - 1
     return { adapter, d: b.rows, k: a.columns, rank: config.rank, scale, a, b, isTied, scales: undefined }
   }
@@ -221,7 +223,7 @@ export class OpenAdapters {
     const shape = kind === 'convolution' ? convolutionWeight(tensors, name) : isInputMajor ? [k, d] : [d, k]
     const values = new Float64Array(magnitude === undefined ? 0 : d)
     const scales = magnitude && matrixFactor(`${name}: scales`, { data: values, shape: [1, d] }, this.sources)
-    const isTied = factors.isTied && magnitude === undefined
+    const isTied = magnitude === undefined && factors.isTied
     const stored = { isLinear: kind === 'linear', isInputMajor, shape, tensor: 'weight', experts: undefined }
     const layer = { ...factors, name, ...stored, isTied, scales }
     this.layers.push(layer)

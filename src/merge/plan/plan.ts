@@ -17,7 +17,7 @@ import { groupOf, type TieGroup } from './names/ties.js'
 import type { WeightSearch } from './orientation.js'
 import { type AddedTensor, type Placed, placeReplacements, storedOf } from './place-replacements.js'
 import { refuseQuantizedConfig } from './refusals.js'
-import { partedTies, refuseUnknownTies, tensorOf } from './tied.js'
+import { decideTies, partedTies, refuseUnknownTies, tensorOf } from './tied.js'
 
 const INDEX_FILE = 'model.safetensors.index.json'
 /** The most suggestions of similar names. Each needs a comparison with all names of the base. */
@@ -31,14 +31,14 @@ export interface PlanOptions extends Pick<MergeSettings, 'tied' | 'allowMissing'
 
 /** Finds the places of all parts of the adapters in a base. `fit` gets the parts, their places and all problems. */
 export function placeParts(original: BaseModel, parts: MergeParts, options: PlanOptions, fit: FitProblems) {
-  const { layers } = parts
   const isKept = (replacement: BaseReplacement) => original.unchanged.has(replacement)
-  const replacements = parts.replacements.filter((replacement) => !isKept(replacement))
+  const changing = { ...parts, replacements: parts.replacements.filter((replacement) => !isKept(replacement)) }
+  const changed = decideTies(changing, original)
+  const { layers, replacements } = changed
   const { base = original, vocabulary } = fit.note(() => resizedBase(original, replacements)) ?? {}
   const { checkpoint, config, names, ties } = base
   const { tied = 'untie' } = options
   fit.note(() => refuseQuantizedConfig(config, `${checkpoint.directory.name}/config.json`))
-  const changed = { layers, replacements }
   fit.note(() => refuseUnknownTies(changed, base, tied))
   /** The tied weights that become separate tensors. */
   const untied = tied === 'untie' ? partedTies(changed, base) : []

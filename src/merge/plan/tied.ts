@@ -1,8 +1,8 @@
 // Tied embeddings: a weight that is both input and output embedding.
 
 import { MismatchError } from '../../base/errors.js'
-import { isEmbeddingModule, isHeadModule } from '../../peft/tied.js'
-import type { LayerFactors, MergeParts } from './adapters.js'
+import { isEmbeddingModule, isHeadModule, isVocabularyModule } from '../../peft/tied.js'
+import type { BaseReplacement, LayerFactors, MergeParts } from './adapters.js'
 import type { BaseModel } from './base-model.js'
 import { groupOf, type TieGroup } from './names/ties.js'
 
@@ -14,6 +14,32 @@ export type TiedPolicy = 'untie' | 'keep'
 
 export function tensorOf({ name, tensor }: LayerFactors, { names }: Pick<BaseModel, 'names'>): string {
   return names.locate(`${name}.${tensor}`)
+}
+
+/**
+ * Decides which parts are tied that only the config calls so. PEFT's ensure_weight_tying knows `embed_tokens` and
+ * `lm_head` alone, and does nothing for other names. If it has tied a part, the adapter has another use's part too.
+ */
+export function decideTies({ layers, replacements }: MergeParts, base: BaseModel): MergeParts {
+  const isMate = (tensor: string, other: string) => {
+    if (base.ties.isKnown) return groupOf(base.ties, tensor)?.members.includes(other) === true
+    return [tensor, other].every((name) => isVocabularyModule(name.replace(/\.weight$/, '')))
+  }
+  const names = new Map<LayerFactors | BaseReplacement, string>([
+    ...layers.map((layer) => [layer, tensorOf(layer, base)] as const),
+    ...replacements.map((replacement) => [replacement, base.names.locate(replacement.tensor)] as const),
+  ])
+  const proven = <T extends LayerFactors | BaseReplacement>(parts: readonly T[]) =>
+    parts.map((part) => {
+      if (part.isTied !== 'claimed') return part
+      const tensor = names.get(part)!
+      const hasMate = parts.some((other) => {
+        const name = names.get(other)!
+        return other.adapter === part.adapter && name !== tensor && isMate(tensor, name)
+      })
+      return { ...part, isTied: hasMate }
+    })
+  return { layers: proven(layers), replacements: proven(replacements) }
 }
 
 /** Returns the tied weights that the adapters would separate because they change only one of the two uses. */
