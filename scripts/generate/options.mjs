@@ -24,7 +24,6 @@ const TABLES = {
     'src/index/evaluation.ts': ['EvaluateOptions'],
     'src/index/export/handoff.ts': ['HandoffOptions'],
     'src/index/inspect.ts': ['InspectOptions'],
-    'src/index/export/lora-inputs.ts': ['AddLoraInputsOptions'],
     'src/index/merge-options.ts': ['MergeOptions', 'UnmergeOptions'],
     'src/index/export/push.ts': ['PushOptions'],
     'src/index/tools.ts': ['CombineOptions', 'ConvertAdapterOptions', 'DiffOptions', 'ExtractOptions', 'ResizeOptions'],
@@ -86,7 +85,6 @@ const TABLES = {
 
 /** Interfaces whose members are options of the command line. */
 const FLAGS = [
-  'AddLoraInputsOptions',
   ...['CheckDataOptions', 'ClassifyOptions', 'CombineOptions', 'ConvertAdapterOptions', 'EmbedOptions'],
   ...['EvaluateOptions', 'ExtractOptions'],
   ...[
@@ -124,7 +122,6 @@ const KINDS = {
   'HandlerOptions.training': ['OBJECT', BASE],
   'HubOptions.endpoint': ['ENDPOINT', BASE],
   'LabelOptions.classWeights': ['CLASS_WEIGHTS', 'src/tasks/task-values.ts'],
-  'AddLoraInputsOptions.targetModules': ['MODULES', 'src/lora/config-kinds.ts', 'names'],
   'LoraConfig.targetModules': ['MODULES', 'src/lora/config-kinds.ts', 'names'],
   'LoraConfig.excludeModules': ['MODULES', 'src/lora/config-kinds.ts', 'names'],
   'LoraConfig.layersPattern': ['MODULES', 'src/lora/config-kinds.ts', 'names'],

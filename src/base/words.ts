@@ -70,6 +70,7 @@ pull download | lowrank | a model of the Hub loads when a command names it, such
 rm cp | lowrank | adapters are ordinary folders; models of the Hub are in its cache: hf cache rm
 create | lowrank | lowrank convert ADAPTER --to ollama --out DIR writes a Modelfile for ollama create
 signin | lowrank | the Hub takes HF_TOKEN, or the login of hf auth login
+lora-inputs | lowrank | sessions of lowrank run any adapter on a graph as it is: lowrank generate, lowrank serve
 awq | lowrank | models are quantized when they are exported; --dtype q4 opens such a graph
 qlora quantize load_in_4bit | --dtype | --dtype q4 opens a quantized graph, whose weights stay quantized, as in QLoRA
 bf16 fp16 | --outDtype | --out-dtype fp16 or bf16 is the type that is written
@@ -123,6 +124,7 @@ loftq | init | PEFT makes it: LoraConfig(init_lora_weights='loftq', loftq_config
 mica | init | PEFT makes it: LoraConfig(init_lora_weights='mica'). Train the adapter there
 ties dare_linear dare_ties magnitude_prune density seed | combinationType | TIES and DARE are gone: exact adds the whole changes
 cat svd | combinationType | leave it out: exact is the whole sum, and with a rank the closest of that rank
+onnx-adapter | to | graphs need no inputs for it: openSession and lowrank serve run adapters of PEFT as they are
 shard shards | * | One process writes the whole result, in seconds for some GB: leave it out
 resume finish | * | Give the same command again: it starts anew. Only a training goes on where it stopped
 fsync | * | Results are always on the disk before they have their names: leave it out

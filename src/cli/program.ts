@@ -21,7 +21,6 @@ export const COMMANDS: Record<string, () => Promise<Command>> = {
   evaluate: async () => (await import('./run/evaluate.js')).evaluate,
   report: async () => (await import('./manage/report.js')).report,
   handoff: async () => (await import('./run/handoff.js')).handoff,
-  'lora-inputs': async () => (await import('./manage/lora-inputs.js')).loraInputs,
   merge: async () => (await import('./manage/merge.js')).merge,
   unmerge: async () => (await import('./manage/merge.js')).unmerge,
   combine: async () => (await import('./manage/combine.js')).combine,

@@ -4,8 +4,6 @@ import type { Place } from '../base/bytes.js'
 import type { FloatDtype } from '../base/dtype.js'
 import { UnsupportedError } from '../base/errors.js'
 import type { ToolRun } from '../base/progress.js'
-import type { LoraAdapter } from '../lora/adapter.js'
-import type { LoraLayer } from '../lora/layer.js'
 import { type Handled, requireUnchangedBase, unhandledPart } from '../lora/requirements.js'
 import type { OpenAdapter } from '../peft/open.js'
 
@@ -15,11 +13,7 @@ export type ConvertedDtype = FloatDtype | 'q8_0' | 'keep'
 export interface WriteSettings extends ToolRun {
   readonly dtype: ConvertedDtype
   readonly base: Place | undefined
-  /** The layers as the base's graph names and stores them. The result is undefined if the base has no graph. */
-  readonly graphFactors?: ((adapter: LoraAdapter) => Promise<readonly NamedFactors[] | undefined>) | undefined
 }
-
-export type NamedFactors = Pick<LoraLayer, 'name' | 'weightA' | 'weightB' | 'scaling' | 'dtype'>
 
 export function floatDtype(wanted: ConvertedDtype, stored: FloatDtype): FloatDtype {
   return wanted === 'keep' || wanted === 'q8_0' ? stored : wanted

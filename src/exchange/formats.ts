@@ -15,7 +15,6 @@ export const FORMATS = {
   gguf: { ending: '.gguf', dtypes: ['q8_0'], load: async () => (await import('./gguf/gguf-adapters.js')).GGUF },
   ollama: { dtypes: ['q8_0'], load: async () => (await import('./ollama/ollama.js')).OLLAMA },
   mlx: { load: async () => (await import('./mlx.js')).MLX },
-  'onnx-adapter': { ending: '.onnx_adapter', load: async () => (await import('./onnx-adapter.js')).ONNX_ADAPTER },
 } as const satisfies Record<string, FormatEntry>
 
 /**
@@ -23,7 +22,6 @@ export const FORMATS = {
  * - `gguf`: a file for llama.cpp and programs built on it
  * - `ollama`: a folder with a GGUF file, and a Modelfile with the chat template
  * - `mlx`: a folder for mlx-lm
- * - `onnx-adapter`: a file for ONNX Runtime's own LoRA
  */
 export type AdapterFormat = keyof typeof FORMATS
 

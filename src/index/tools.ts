@@ -84,14 +84,11 @@ export async function diff(
 
 /** Options of {@link convertAdapter}. */
 export interface ConvertAdapterOptions extends ToolRun {
-  /** The format of the result: `peft`, `gguf`, `ollama`, `mlx` or `onnx-adapter`. */
+  /** The format of the result: `peft`, `gguf`, `ollama` or `mlx`. */
   to: AdapterFormat
-  /** The place of the result: a folder. For `gguf` and `onnx-adapter`, it can also be a file. */
+  /** The place of the result: a folder. For `gguf`, it can also be a file. */
   out: Target
-  /**
-   * The model of the adapter: a folder with config.json. GGUF needs it. For `onnx-adapter`: the model with the graph
-   * that will take the adapter, whose names and type the file then has.
-   */
+  /** The model of the adapter: a folder with config.json. GGUF needs it. */
   base?: Source | undefined
   /** The type of the factors in the result. Default `keep`: each layer keeps its type. Only GGUF can have `q8_0`. */
   outDtype?: ConvertedDtype | undefined
@@ -110,13 +107,8 @@ export async function convertAdapter(
     out: placeOf(out, to),
     base: base === undefined ? undefined : await openSource(base, 'base', { readsRanges: true }),
     dtype: outDtype,
-    graphFactors: to === 'onnx-adapter' && base !== undefined ? (adapter) => factorsFor(adapter, base) : undefined,
     ...run,
   })
-}
-
-async function factorsFor(adapter: LoraAdapter, base: Source) {
-  return (await import('./export/graph-factors.js')).graphFactors(adapter, base)
 }
 
 /** Decides whether `out` is a file or a folder: a path with the extension of the format is a file. */

@@ -278,8 +278,8 @@ export const resize: typeof import('./tools.js').resize = async (...given) =>
   (await import('./tools.js')).resize(...given)
 
 /**
- * Writes an adapter in another format: PEFT's folder, a GGUF file for llama.cpp, a folder for mlx-lm, or an
- * .onnx_adapter for ONNX Runtime. The source is a folder of PEFT or mlx-lm. The result changes the base in the same way
+ * Writes an adapter in another format: PEFT's folder, a GGUF file for llama.cpp, or a folder for mlx-lm.
+ * The source is a folder of PEFT or mlx-lm. The result changes the base in the same way
  * as the source: scalings of rsLoRA and patterns are written in the way that the format has for them, and the rows of q
  * and k get llama.cpp's order.
  *

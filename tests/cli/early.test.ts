@@ -31,7 +31,6 @@ const WRITES = [
   ['resize', NOWHERE, '--rank', '1'],
   ['convert', NOWHERE, '--to', 'mlx'],
   ['to-plain', NOWHERE, '--base', MODEL],
-  ['lora-inputs', NOWHERE],
 ]
 
 it.each(RUNS)('%s: a device that is not there', async (...args) => {
@@ -84,7 +83,6 @@ it.each([
   [['serve', ADAPTER], 'this is an adapter: use --adapter'],
   [['train', ADAPTER, '--data', DATA, '--out', NOWHERE], 'this is an adapter: use --adapter'],
   [['merge', ADAPTER, '--adapter', ADAPTER, '--out', NOWHERE], `--base ${ADAPTER}: this is an adapter: use --adapter`],
-  [['lora-inputs', ADAPTER, '--out', NOWHERE], "this is an adapter: 'lowrank lora-inputs' takes a model here"],
   [['generate', '--adapter', MODEL, '--prompt', 'a'], `this is a model: use --model ${MODEL}`],
   [['serve', '--adapter', `sea=${MODEL}`], `this is a model: use --model ${MODEL}`],
   [['evaluate', MODEL, '--data', DATA], `this is a model: use --model ${MODEL}`],

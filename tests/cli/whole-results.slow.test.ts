@@ -88,11 +88,6 @@ const KINDS: Record<string, Kind> = {
   'a converted folder of PEFT': { out: 'out', args: convert('peft') },
   'a converted folder of mlx-lm': { out: 'out', args: convert('mlx') },
   'a converted GGUF file': { out: 'out.gguf', args: convert('gguf') },
-  'a converted .onnx_adapter': { out: 'out.onnx_adapter', args: convert('onnx-adapter') },
-  'a graph with inputs for adapters': {
-    out: 'out',
-    args: (variant) => ['lora-inputs', GRAPH, '--target-modules', variant === 0 ? 'q_proj' : 'v_proj'],
-  },
   'a handed-off run': {
     out: 'out',
     args: (variant) => ['handoff', join(scratch, `run ${variant}.json`), '--to', 'trl', '--rows', 'records'],

@@ -81,7 +81,6 @@ And these are vectors, beside sentence-transformers with PEFT: the subject of a 
 
 - GGUF: adapters of twelve small models in llama.cpp (node-llama-cpp 3.22.1), with PEFT’s logits. In f32, they differ by at most 1e-5, and for Gemma 1 to 3 by at most 5e-4, as Gemma without an adapter does
 - Ollama: Go’s own text/template renders chats with the templates that lowrank writes. The texts are those of the chat template
-- ONNX Runtime: its own \`LoraAdapter\` in ONNX Runtime 1.32 for Python (\`scripts/golden/lora_inputs.py\`), with the logits of lowrank’s sessions to 1e-5
 - vLLM 0.32 on a CPU, with SmolLM2-135M in float32 and two adapters that lowrank had trained: the same texts as \`lowrank serve\`, 24 of 24 ([check_vllm.py](../scripts/golden/check_vllm.py))
 
 ## What ✓ means

@@ -1,5 +1,4 @@
-// mlx-lm, there and back, and .onnx_adapter, beside a file that ONNX Runtime wrote; what is refused. That mlx-lm and
-// ONNX Runtime open the results is checked by scripts/golden/check_exchange.py.
+// mlx-lm, there and back; what is refused. That mlx-lm opens the results is checked by scripts/golden/check_exchange.py.
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
@@ -8,7 +7,6 @@ import { CONVERT_ADAPTER_OPTIONS } from '../../src/index/gen/options.js'
 import { convertAdapter, LoraAdapter, loadAdapter, MemoryDirectory } from '../../src/node.js'
 import { goldenPath } from '../golden.js'
 import { changes, distance } from '../tools/adapters.js'
-import { readOnnxAdapter } from './readers.js'
 
 function expectAlike(got: LoraAdapter, wanted: LoraAdapter, tolerance: number): void {
   const [after, before] = [changes(got), changes(wanted)]
@@ -27,57 +25,28 @@ it.each(['llama', 'llama-rslora', 'llama-patterns', 'qwen2'])(
   },
 )
 
-it('onnx-adapter: has the tensors that ONNX Runtime wrote', async () => {
-  const out = new MemoryDirectory()
-  await convertAdapter(goldenPath('gguf', 'llama'), { to: 'onnx-adapter', out })
-  const golden = readOnnxAdapter(new Uint8Array(readFileSync(goldenPath('exchange', 'llama.onnx_adapter'))))
-  const sorted = (tensors: typeof golden) => [...tensors].sort(([a], [b]) => (a < b ? -1 : 1))
-  expect(sorted(readOnnxAdapter(out.files.get('adapter.onnx_adapter')!))).toEqual(sorted(golden))
-})
+describe('mlx', () => {
+  const to = 'mlx'
 
-it.each(['llama-rslora', 'llama-patterns'])('onnx-adapter: multiplies the scalings of %s into B', async (name) => {
-  const out = new MemoryDirectory()
-  await convertAdapter(goldenPath('gguf', name), { to: 'onnx-adapter', out })
-  const tensors = readOnnxAdapter(out.files.get('adapter.onnx_adapter')!)
-  const adapter = await loadAdapter(goldenPath('gguf', name))
-  expect(tensors.size).toBe(2 * adapter.size)
-  for (const { name: layer, weightB, scaling } of adapter.parts('linear')) {
-    const { shape, bytes } = tensors.get(`${layer}.lora_B.weight`)!
-    const [d, r] = weightB.shape
-    expect(shape).toEqual([r, d])
-    const values = new Float32Array(bytes.buffer)
-    for (let i = 0; i < d * r; i++) {
-      expect(values[(i % r) * d + Math.floor(i / r)]).toBe(Math.fround(scaling * weightB.data[i]))
-    }
-  }
-})
-
-describe.each(['mlx', 'onnx-adapter'] as const)('%s', (to) => {
   it('writes half types', async () => {
     const [there, back] = [new MemoryDirectory(), new MemoryDirectory()]
     await convertAdapter(goldenPath('gguf', 'llama'), { to, out: there, outDtype: 'fp16' })
-    const file = there.files.get('adapter.onnx_adapter')
-    if (file !== undefined) for (const { type } of readOnnxAdapter(file).values()) expect(type).toBe('fp16')
-    else {
-      await convertAdapter(there, { to: 'peft', out: back })
-      const adapter = await loadAdapter(back)
-      expect(adapter.parts('linear')[0].dtype).toBe('fp16')
-      expectAlike(adapter, await loadAdapter(goldenPath('gguf', 'llama')), 1e-3)
-    }
+    await convertAdapter(there, { to: 'peft', out: back })
+    const adapter = await loadAdapter(back)
+    expect(adapter.parts('linear')[0].dtype).toBe('fp16')
+    expectAlike(adapter, await loadAdapter(goldenPath('gguf', 'llama')), 1e-3)
     const refused = convertAdapter(goldenPath('gguf', 'llama'), { to, out: new MemoryDirectory(), outDtype: 'q8_0' })
     await expect(refused).rejects.toThrow(/outDtype: q8_0 is a type of GGUF/)
   })
 
-  it('refuses what it cannot hold by name', async () => {
-    const cases =
-      to === 'mlx'
-        ? { tokens: /rows of tokens/, convolution: /adapted convolutions/, 'modules-to-save': /whole tensors/ }
-        : { dora: /magnitudes of DoRA/, embedding: /adapted embeddings/, 'modules-to-save': /whole tensors/ }
-    for (const [name, message] of Object.entries(cases)) {
-      const out = new MemoryDirectory()
-      await expect(convertAdapter(goldenPath('kinds', name), { to, out }), name).rejects.toThrow(message)
-      expect(out.files.size).toBe(0)
-    }
+  it.each([
+    ['tokens', /rows of tokens/],
+    ['convolution', /adapted convolutions/],
+    ['modules-to-save', /whole tensors/],
+  ])('refuses %s by name', async (name, message) => {
+    const out = new MemoryDirectory()
+    await expect(convertAdapter(goldenPath('kinds', name), { to, out })).rejects.toThrow(message)
+    expect(out.files.size).toBe(0)
   })
 })
 
@@ -107,26 +76,23 @@ it('keeps DoRA and embeddings in mlx-lm’s folder, with the keys of its config'
 })
 
 describe('convertAdapter', () => {
-  it.each(['gguf', 'mlx', 'onnx-adapter', 'peft'] as const)(
-    'tells how far it is, and leaves nothing when stopped: %s',
-    async (to) => {
-      const source = goldenPath('gguf', 'llama')
-      const seen: string[] = []
-      const onProgress = ({ done, total, name }: { done: number; total: number; name: string }) => {
-        seen.push(`${done}/${total} ${name}`)
-      }
-      await convertAdapter(source, { to, base: source, out: new MemoryDirectory(), onProgress })
-      const total = { gguf: 30, mlx: 15, 'onnx-adapter': 15, peft: 1 }[to]
-      expect(seen).toHaveLength(total)
-      expect(seen.at(-1)).toMatch(new RegExp(`^${total}/${total} \\S+`))
-      const stop = new AbortController()
-      const out = new MemoryDirectory()
-      if (to === 'peft') stop.abort()
-      const run = convertAdapter(source, { to, base: source, out, signal: stop.signal, onProgress: () => stop.abort() })
-      await expect(run).rejects.toThrow(/abort/)
-      expect(out.files.size).toBe(0)
-    },
-  )
+  it.each(['gguf', 'mlx', 'peft'] as const)('tells how far it is, and leaves nothing when stopped: %s', async (to) => {
+    const source = goldenPath('gguf', 'llama')
+    const seen: string[] = []
+    const onProgress = ({ done, total, name }: { done: number; total: number; name: string }) => {
+      seen.push(`${done}/${total} ${name}`)
+    }
+    await convertAdapter(source, { to, base: source, out: new MemoryDirectory(), onProgress })
+    const total = { gguf: 30, mlx: 15, peft: 1 }[to]
+    expect(seen).toHaveLength(total)
+    expect(seen.at(-1)).toMatch(new RegExp(`^${total}/${total} \\S+`))
+    const stop = new AbortController()
+    const out = new MemoryDirectory()
+    if (to === 'peft') stop.abort()
+    const run = convertAdapter(source, { to, base: source, out, signal: stop.signal, onProgress: () => stop.abort() })
+    await expect(run).rejects.toThrow(/abort/)
+    expect(out.files.size).toBe(0)
+  })
 
   it('refuses values that a half type cannot hold, and leaves no file', async () => {
     const adapter = new LoraAdapter({ rank: 1, targetModules: ['q_proj'] })
@@ -140,9 +106,9 @@ describe('convertAdapter', () => {
   })
 
   it('reads folders of PEFT and mlx-lm only', async () => {
-    const file = goldenPath('exchange', 'llama.onnx_adapter')
+    const file = goldenPath('combine', 'cases.json')
     const refused = convertAdapter(file, { to: 'peft', out: new MemoryDirectory() })
-    await expect(refused).rejects.toThrow(/llama.onnx_adapter: cannot be read as an adapter; expected the folder/)
+    await expect(refused).rejects.toThrow(/cases.json: cannot be read as an adapter; expected the folder/)
     const empty = new MemoryDirectory()
     await expect(convertAdapter(empty, { to: 'peft', out: new MemoryDirectory() })).rejects.toThrow(
       /adapter_config.json/,
@@ -150,10 +116,9 @@ describe('convertAdapter', () => {
   })
 
   it('leaves a file that is there already', async () => {
-    const out = new MemoryDirectory({ 'adapter.onnx_adapter': 'mine' })
-    await expect(convertAdapter(goldenPath('gguf', 'llama'), { to: 'onnx-adapter', out })).rejects.toThrow(
-      /exists already/,
-    )
-    expect(new TextDecoder().decode(out.files.get('adapter.onnx_adapter'))).toBe('mine')
+    const out = new MemoryDirectory({ 'adapter.gguf': 'mine' })
+    const base = goldenPath('gguf', 'llama')
+    await expect(convertAdapter(base, { to: 'gguf', base, out })).rejects.toThrow(/exists already/)
+    expect(new TextDecoder().decode(out.files.get('adapter.gguf'))).toBe('mine')
   })
 })

@@ -1,4 +1,4 @@
-// Reads what the tests wrote: GGUF and .onnx_adapter files, without checks.
+// Reads what the tests wrote: GGUF files, without checks.
 
 const TYPES = { 0: ['F32', 4], 1: ['F16', 2], 8: ['Q8_0', 34 / 32], 30: ['BF16', 2] } as const
 
@@ -46,26 +46,4 @@ export function readGguf(file: Uint8Array) {
     return [name, { shape, type, bytes: file.slice(data + start, data + start + byteLength) }]
   })
   return { metadata, tensors: new Map(tensors) }
-}
-
-/** The adapter's tensors, by the schema of ONNX Runtime's adapter_schema.fbs. */
-export function readOnnxAdapter(file: Uint8Array): Map<string, ReadTensor> {
-  const view = new DataView(file.buffer, file.byteOffset, file.byteLength)
-  const follow = (at: number) => at + view.getUint32(at, true)
-  const field = (table: number, index: number) => {
-    return table + view.getUint16(table - view.getInt32(table, true) + 4 + 2 * index, true)
-  }
-  const vector = (at: number, width: number) => {
-    const start = follow(at) + 4
-    return file.slice(start, start + view.getUint32(start - 4, true) * width)
-  }
-  const list = follow(field(follow(0), 3))
-  const tensors = Array.from({ length: view.getUint32(list, true) }, (_, i): [string, ReadTensor] => {
-    const table = follow(list + 4 + 4 * i)
-    const shape = Array.from(new BigInt64Array(vector(field(table, 1), 8).buffer), Number)
-    const type = { 1: 'fp32', 10: 'fp16', 16: 'bf16' }[view.getInt32(field(table, 2), true)] ?? 'unknown'
-    const name = new TextDecoder().decode(vector(field(table, 0), 1))
-    return [name, { shape, type, bytes: vector(field(table, 3), 1) }]
-  })
-  return new Map(tensors)
 }

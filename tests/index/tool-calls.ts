@@ -35,7 +35,7 @@ export const TOOL_FUNCTIONS: Record<string, Call> = {
     call: lowrank.convertAdapter,
     args: () => [
       adapter(),
-      { to: 'onnx-adapter', out: new lowrank.MemoryDirectory(), base: BASE, outDtype: 'fp32', onProgress: () => {} },
+      { to: 'gguf', out: new lowrank.MemoryDirectory(), base: BASE, outDtype: 'fp32', onProgress: () => {} },
     ],
     options: 1,
     misspelled: { format: /to/, outdtype: /outDtype/, bas: /base/ },

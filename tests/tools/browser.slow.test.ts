@@ -44,7 +44,6 @@ it('tells in Node what is true', () => {
     'gguf/adapter.gguf',
     'mlx/adapter_config.json',
     'mlx/adapters.safetensors',
-    'onnx-adapter/adapter.onnx_adapter',
   ])
   expect(numbers['back from mlx']).toBeCloseTo(numbers.llama, 1)
   expect(progress.length).toBeGreaterThan(20)

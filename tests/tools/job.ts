@@ -58,7 +58,7 @@ export async function runJob(files: JobFiles): Promise<JobResult> {
   const compared = await diff(first, second, { onProgress })
   numbers.diff = compared.relativeChange
   const written: Record<string, number[]> = {}
-  for (const to of ['gguf', 'mlx', 'onnx-adapter'] as const) {
+  for (const to of ['gguf', 'mlx'] as const) {
     const [out, back] = [new MemoryDirectory({}, to), new MemoryDirectory({}, 'peft')]
     await convertAdapter(llama, { to, base: llama, out, outDtype: 'fp16', onProgress })
     for (const [name, bytes] of out.files) written[`${to}/${name}`] = [...bytes]

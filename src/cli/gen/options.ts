@@ -39,12 +39,6 @@ export const FLAGS = {
     base: { form: 'source', about: 'a model that the adapter in a folder should fit: a checkpoint or an .onnx file' },
     dtype: { form: 'word', about: 'which graph to inspect if the folder has several. Default: the checkpoint; if there is none, the graph that config.json names', words: ['auto', 'fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'], placeholder: 'TYPE' },
   },
-  AddLoraInputsOptions: {
-    out: { form: 'target', about: 'the new folder for the model', placeholder: 'DIR', isRequired: true },
-    dtype: { form: 'word', about: 'which graph of the model: see loadModel', words: ['auto', 'fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'] },
-    rank: { form: 'number', about: 'the rank that all adapters must have. Default: each run chooses its rank. Some devices other than the CPU cannot do that', range: 'an integer of at least 1' },
-    targetModules: { form: 'names', about: 'modules that adapters may change, as in LoraConfig. Default: all-linear' },
-  },
   MergeOptions: {
     base: { form: 'source', about: 'the model to add the adapter to: a folder, an .onnx file, a safetensors file or its index', isRequired: true },
     out: { form: 'target', about: 'the place of the result. A path that ends in .onnx or .safetensors is a file. Other paths are folders, which also get the base’s configuration and tokenizer', isRequired: true },
@@ -83,9 +77,9 @@ export const FLAGS = {
     energy: { form: 'number', about: 'takes the lowest rank that keeps this share of each layer’s energy Σσ², the sum of its squared singular values', range: 'a number in (0, 1]' },
   },
   ConvertAdapterOptions: {
-    to: { form: 'word', about: 'the format of the result: peft, gguf, ollama, mlx or onnx-adapter', words: ['peft', 'gguf', 'ollama', 'mlx', 'onnx-adapter'], isRequired: true },
-    out: { form: 'target', about: 'the place of the result: a folder. For gguf and onnx-adapter, it can also be a file', isRequired: true },
-    base: { form: 'source', about: 'the model of the adapter: a folder with config.json. GGUF needs it. For onnx-adapter: the model with the graph that will take the adapter, whose names and type the file then has' },
+    to: { form: 'word', about: 'the format of the result: peft, gguf, ollama or mlx', words: ['peft', 'gguf', 'ollama', 'mlx'], isRequired: true },
+    out: { form: 'target', about: 'the place of the result: a folder. For gguf, it can also be a file', isRequired: true },
+    base: { form: 'source', about: 'the model of the adapter: a folder with config.json. GGUF needs it' },
     outDtype: { form: 'word', about: 'the type of the factors in the result. Default keep: each layer keeps its type. Only GGUF can have q8_0', words: ['q8_0', 'keep', 'fp32', 'fp16', 'bf16'] },
   },
   ExtractOptions: {

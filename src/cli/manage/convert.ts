@@ -13,8 +13,8 @@ export const convert = defineCommand({
   name: 'convert',
   summary: 'write an adapter in another format',
   about: [
-    'Formats: peft; gguf for llama.cpp, LM Studio and wllama; ollama for a folder with such a file and a Modelfile; mlx for mlx-lm; onnx-adapter for the LoRA of ONNX Runtime.',
-    'ADAPTER is a folder of PEFT or mlx-lm. For gguf and ollama, the model is needed too: a folder with its config.json. Without --base, it is the base that the adapter names. For onnx-adapter, --base is the model that lora-inputs wrote: the file gets the names of its inputs.',
+    'Formats: peft; gguf for llama.cpp, LM Studio and wllama; ollama for a folder with such a file and a Modelfile; mlx for mlx-lm.',
+    'ADAPTER is a folder of PEFT or mlx-lm. For gguf and ollama, the model is needed too: a folder with its config.json. Without --base, it is the base that the adapter names.',
   ].join('\n'),
   examples: [
     'lowrank convert tests/golden/peft/f32 --to gguf --base models/union-3m --out out/adapter.gguf',

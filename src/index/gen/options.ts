@@ -2,7 +2,6 @@
 
 import { type OptionTable, anyOf, FUNCTION, needed, ranged, BOOLEAN, NAME, SIGNAL, OBJECT, listOf, oneOf } from '../../base/options.js'
 import { SOURCE, ADAPTER, MODEL, NAMED_ADAPTERS, DATA, TARGET, ADAPTERS, ADAPTER_LIST, TOKEN } from '../source-values.js'
-import { MODULES } from '../../lora/config-kinds.js'
 
 export const TO_PLAIN_OPTIONS: OptionTable = {
   base: anyOf(SOURCE, FUNCTION),
@@ -49,13 +48,6 @@ export const HANDOFF_OPTIONS: OptionTable = {
 export const INSPECT_OPTIONS: OptionTable = {
   base: SOURCE,
   dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
-}
-
-export const ADD_LORA_INPUTS_OPTIONS: OptionTable = {
-  out: needed(TARGET),
-  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
-  rank: ranged('an integer of at least 1'),
-  targetModules: MODULES,
 }
 
 export const MERGE_OPTIONS: OptionTable = {
@@ -109,7 +101,7 @@ export const COMBINE_OPTIONS: OptionTable = {
 }
 
 export const CONVERT_ADAPTER_OPTIONS: OptionTable = {
-  to: needed(oneOf('peft', 'gguf', 'ollama', 'mlx', 'onnx-adapter')),
+  to: needed(oneOf('peft', 'gguf', 'ollama', 'mlx')),
   out: needed(TARGET),
   base: SOURCE,
   outDtype: anyOf(oneOf('q8_0', 'keep'), oneOf('fp32', 'fp16', 'bf16')),
