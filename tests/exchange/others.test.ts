@@ -1,4 +1,4 @@
-// mlx-lm, there and back; what is refused. That mlx-lm opens the results is checked by scripts/golden/check_exchange.py.
+// mlx-lm, there and back; what is refused. scripts/golden/check_exchange.py checks that mlx-lm opens the results.
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
