@@ -230,6 +230,25 @@ describe('turns', () => {
     await gate.idle()
   })
 
+  it('go to a key with fewer running, though another was admitted longer ago', async () => {
+    const gate = new Gate(4, 2)
+    const order: string[] = []
+    const enter = async (key: string) => {
+      const leave = await gate.enter({ key, priority: 0, signal })
+      order.push(key)
+      return leave
+    }
+    const places = ['two', 'two', 'one', 'last', 'two', 'one'].map(enter)
+    for (const place of [places[3], places[0]]) {
+      const leave = await place
+      leave()
+      await new Promise((resolve) => setImmediate(resolve))
+    }
+    expect(order).toEqual(['two', 'two', 'one', 'last', 'one', 'two'])
+    for (const place of [1, 2, 4, 5]) (await places[place])()
+    await gate.idle()
+  })
+
   it('come later by the field priority, but not sooner than the key allows', async () => {
     const handler = await create({ apiKeys: Object.values(KEYS), maxRunning: 1 })
     const order: string[] = []

@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest'
 import { encodeFloats } from '../../../src/base/dtype.js'
 import { parseSafetensorsHeader } from '../../../src/formats/safetensors.js'
-import { CHUNK_BYTES } from '../../../src/merge/plan/layout.js'
+import { CHUNK_BYTES, coalesce } from '../../../src/merge/plan/layout.js'
 import { type ByteSource, type LoraAdapter, MemoryDirectory } from '../../../src/node.js'
 import {
   adapter,
@@ -39,6 +39,18 @@ async function refusal(from: MemoryDirectory, lora: LoraAdapter, options: object
   expect(out.files.size).toBe(0)
   return error
 }
+
+it('joins copied bytes that follow each other in one source and in the output, and no others', () => {
+  const copied = (offset: number, source: number, baseOffset: number) => ({
+    ...{ offset, byteLength: 4, source, baseOffset },
+    weight: undefined,
+  })
+  const start = copied(8, 0, 16)
+  expect(coalesce([start, copied(12, 0, 20)])).toEqual([{ ...start, byteLength: 8 }])
+  for (const next of [copied(12, 1, 20), copied(12, 0, 24), copied(16, 0, 20)]) {
+    expect(coalesce([start, next])).toEqual([start, next])
+  }
+})
 
 describe('strictness', () => {
   it('takes a square weight to be stored as the others are, whatever the adapter says', async () => {
