@@ -103,6 +103,8 @@ export interface Directory {
    * @throws FileError if another process writes here or was faster; anything that `write` throws
    */
   together?<T>(write: (folder: Directory) => Promise<T>, isNew?: boolean): Promise<T>
+  /** Returns how many bytes are free where the folder is. Without this method, nobody asks before writing. */
+  freeBytes?(): number
   /** Says whether another object stands for the same folder. Implement it if the folder has no path that tells. */
   isSame?(directory: Directory): Promise<boolean>
 }

@@ -48,6 +48,8 @@ export abstract class LowrankError extends Error {
   declare readonly got: string | undefined
   /** Says what you can do about it. */
   declare readonly hint: string | undefined
+  /** The trained adapter, a `LoraAdapter`, if the error ended a training after its first step. */
+  declare readonly adapter?: unknown
 
   constructor(details: ErrorDetails) {
     super(formatMessage(details), details.cause === undefined ? undefined : { cause: details.cause })

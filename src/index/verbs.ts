@@ -67,7 +67,8 @@ export const saveAdapter: typeof import('./adapters.js').saveAdapter = async (..
  *   when `out` cannot be used or a path does not exist, MismatchError when no module matches, or when the run in `out`
  *   has other options, data or weights, UnsupportedError for graphs that cannot be trained and adapters with more than
  *   linear layers and DoRA, StateError when `adapter` is merged or has no layers, NumericError with the number of the
- *   step when the loss is not finite. The last adapter with a finite loss is saved
+ *   step when the loss is not finite. The last adapter with a finite loss is saved. After the first step, each error
+ *   has the trained adapter as `adapter`
  *
  * @example
  * const { adapter, report } = await train({

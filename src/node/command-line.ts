@@ -1,7 +1,8 @@
 // Functions for Node that the command line needs in addition to the public API.
 
 import { existsSync } from 'node:fs'
-import { readFile, stat } from 'node:fs/promises'
+import { mkdtemp, readFile, stat } from 'node:fs/promises'
+import { homedir } from 'node:os'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
 import { type Directory, requireEmpty, withSource, writeFile } from '../base/bytes.js'
@@ -13,8 +14,10 @@ import { type ColumnNames, type Row, renameColumns } from '../data/row.js'
 import { openData } from '../index/sources.js'
 import { codeOf, REASONS, withFileErrors } from '../io/node/errors.js'
 import { NodeDirectory } from '../io/node/files.js'
-import { WholeOutput } from '../io/node/whole-output.js'
+import { removeWritten, WholeOutput } from '../io/node/whole-output.js'
 import { promptOf } from '../loop/prompts.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import { saveAdapter } from '../peft/adapter-folder.js'
 import { requireProviders } from '../runtime/load.js'
 import { resolveNodeRuntime } from '../runtime/node/runtime.js'
 import type { MessageOfParts } from '../text/chat.js'
@@ -128,6 +131,24 @@ export async function requireWritable(target: string, where: string): Promise<vo
     const { cause } = error as FileError
     fail(`nothing can be written in ${found}: ${REASONS[codeOf(cause) ?? ''] ?? messageOf(cause)}`, cause)
   }
+}
+
+/**
+ * Saves an adapter that its own place does not take, in a new folder that only this user reads: beside that place,
+ * in the current folder, or in the home folder. Returns the folder, or undefined if none takes it.
+ */
+export async function rescueAdapter(adapter: LoraAdapter, out: string): Promise<string | undefined> {
+  for (const place of [path.dirname(path.resolve(out)), process.cwd(), homedir()]) {
+    const folder = await mkdtemp(path.join(place, `${path.basename(out)}-`)).catch(() => undefined)
+    if (folder === undefined) continue
+    const isSaved = await saveAdapter(adapter, new NodeDirectory(folder)).then(
+      () => true,
+      () => false,
+    )
+    if (isSaved) return folder
+    await removeWritten(folder, () => true).catch(() => {})
+  }
+  return undefined
 }
 
 class NewFolder extends NodeDirectory {

@@ -1,7 +1,7 @@
 // The training loop. It ends when all steps are taken, when it is interrupted, or when a number is not finite. The
 // caller says what a step learns from, such as records, or texts with rewards.
 
-import { NumericError } from '../base/errors.js'
+import { FileError, NumericError, RuntimeError } from '../base/errors.js'
 import type { SignalLike } from '../base/globals.js'
 import { recordOfBase } from '../graph/base-record.js'
 import type { BaseRecord } from '../lora/adapter.js'
@@ -22,6 +22,11 @@ import type {
   StepMetrics,
   TrainEvents,
 } from './train-report.js'
+
+/** What a step adds to metrics.jsonl and the report. */
+const STEP_BYTES = 500
+/** More than a report and a model card without steps. */
+const REPORT_BYTES = 1 << 20
 
 /** The source of a run's steps, such as records or texts with rewards. */
 export interface Lessons {
@@ -105,7 +110,7 @@ export async function runLessons(trainer: TaskTrainer, lessons: Lessons, input: 
     return report
   } catch (error) {
     await run.writer?.abandon().catch(() => {}) // `error` says why the run ended
-    throw error
+    throw await run.withAdapter(error)
   }
 }
 
@@ -114,6 +119,8 @@ class Run {
   writer: RunWriter | undefined
   readonly #rateOf: (step: number) => number
   #fingerprint: Record<string, string> = {}
+  /** The engine is gone, and the adapter has its factors. */
+  #isClosed = false
 
   constructor(
     private readonly trainer: TaskTrainer,
@@ -127,6 +134,7 @@ class Run {
 
   /** The first step of this process starts from the adapter, or from the state of a run that was stopped. */
   async begin(): Promise<void> {
+    this.#requireRoom()
     const { trainer, lessons, history } = this
     const { before, evaluate, sample } = lessons
     const isTrainedFirst = [before, evaluate, sample].every((first) => first === undefined)
@@ -235,10 +243,38 @@ class Run {
     await this.writer?.save(trainer.parts.adapter, withState ? { names: trainer.names, engine, run } : undefined)
   }
 
+  /** Gives an error the adapter as it was trained so far, so that what cannot be written is not lost. */
+  async withAdapter(error: unknown): Promise<unknown> {
+    const { trainer, history } = this
+    if (history.steps === 0 || typeof error !== 'object' || error === null) return error
+    const isWritten = error instanceof NumericError || error instanceof RuntimeError || this.#isClosed
+    const engine = isWritten ? undefined : await trainer.engine.state().catch(() => undefined)
+    if (engine !== undefined) await trainer.writeFactors(engine.best ?? engine.parameters)
+    return Object.assign(error, { adapter: trainer.parts.adapter })
+  }
+
+  /** @throws FileError before a training whose results would find no room */
+  #requireRoom(): void {
+    const { trainer, lessons, history, input } = this
+    const free = input.out?.directory.freeBytes?.() ?? Number.POSITIVE_INFINITY
+    const { adapter } = trainer.parts
+    const stateValues = (history.keepsBest ? 4 : 3) * adapter.totalTrainableParams()
+    const bytes = 4 * (adapter.totalParams() + stateValues) + STEP_BYTES * lessons.totalSteps + REPORT_BYTES
+    if (bytes <= free) return
+    throw new FileError({
+      where: input.out!.directory.name,
+      what: 'not enough free space for the adapter, its state and the report',
+      expected: `${Math.ceil(bytes / 1e6)} MB`,
+      got: `${Math.floor(free / 1e6)} MB`,
+      hint: 'Make room, or choose another disk; nothing was trained',
+    })
+  }
+
   async finish(report: RunReport, base: BaseRecord): Promise<void> {
     const { trainer, history, input } = this
     const { card, page, keepState = false } = input
     // The worker ends while the last files are written.
+    this.#isClosed = true
     void trainer.close()
     trainer.parts.adapter.trainedOn = base
     await this.writer?.finish(report, base, {

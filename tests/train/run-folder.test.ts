@@ -68,7 +68,9 @@ function begin(directory: Directory, use: FolderUse, metrics: StepMetrics[] = []
 /** Returns a directory's methods as properties, so that a test can leave one out. */
 function methodsOf(
   directory: MemoryDirectory,
-): Required<Omit<Directory, 'name' | 'hubId' | 'hubRevision' | 'isSame' | 'link' | 'reserve' | 'together'>> {
+): Required<
+  Omit<Directory, 'name' | 'hubId' | 'hubRevision' | 'isSame' | 'link' | 'reserve' | 'together' | 'freeBytes'>
+> {
   return {
     list: () => directory.list(),
     folders: () => directory.folders(),

@@ -3,8 +3,8 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { counted } from '../../base/errors.js'
-import type { Source, TrainEvents, TrainOptions, TrainResult } from '../../index.js'
-import { readChatTemplate } from '../../node/command-line.js'
+import type { LoraAdapter, Source, TrainEvents, TrainOptions, TrainResult } from '../../index.js'
+import { readChatTemplate, rescueAdapter } from '../../node/command-line.js'
 import { flags } from '../flags.js'
 import {
   ADAPTER,
@@ -127,7 +127,10 @@ export const train = defineCommand({
       (signal) =>
         node.train({ ...options, ...withKeys(options), ...(adapter && { adapter }), model, data, signal, on }),
     )
-      .catch(inFile)
+      .catch(async (error) => {
+        await rescue(error, out ?? trained)
+        return inFile(error)
+      })
       .finally(() => progress.end())
     if (result === undefined) {
       say('Stopped before training. Run the same command again: the download continues.')
@@ -160,6 +163,17 @@ export const train = defineCommand({
     return interrupted ? EXIT_INTERRUPTED : 0
   },
 })
+
+/** Saves what was trained elsewhere, if it could not be written to its place. */
+async function rescue(error: unknown, out: string): Promise<void> {
+  const { adapter, code } = (error ?? {}) as { adapter?: LoraAdapter; code?: string }
+  // What ended because of its numbers has saved its last good adapter.
+  if (adapter === undefined || code === 'NUMERIC') return
+  const folder = await rescueAdapter(adapter, out)
+  warn(
+    folder === undefined ? 'The trained adapter could not be saved anywhere.' : `The trained adapter is in ${folder}`,
+  )
+}
 
 /** Keys of the models that graders name, and of the teacher, are in the environment alone, so that no file has them. */
 function withKeys({ graderModels, teacher, taskOptions }: Partial<TrainOptions>): Partial<TrainOptions> {
@@ -275,7 +289,12 @@ async function passGate(
   const difference = models.find(({ name }) => name === 'after')!.differences!.loss
   const { value, low, high } = difference
   const isReplaced = difference.isNoWorse
-  if (isReplaced) await node.saveAdapter(adapter, folder, { overwrite: true })
+  if (isReplaced) {
+    await node.saveAdapter(adapter, folder, { overwrite: true }).catch(async (error) => {
+      await rescue(Object.assign(error, { adapter }), folder)
+      throw error
+    })
+  }
   const interval = low === null || high === null ? '' : ` (95 %: ${low.toFixed(4)} to ${high.toFixed(4)})`
   const fact = `the loss on ${records} held-out records changed by ${value.toFixed(4)}${interval}`
   say(

@@ -17,7 +17,7 @@ import {
 import { ConfigError, FileError } from '../../base/errors.js'
 import { refuseAddress } from '../source.js'
 import { codeOf, fileError, REASONS, withFileErrors } from './errors.js'
-import { makeFolders } from './folders.js'
+import { freeBytes, makeFolders } from './folders.js'
 import { LOCK, reserveFolder } from './reserve.js'
 import { isMountPoint, lostError, realOutput, WholeOutput } from './whole-output.js'
 
@@ -76,6 +76,10 @@ export class NodeDirectory implements Directory {
       // Flushed, because files that are written later may rely on these lines.
       await appendFile(target, bytes, { flush: true })
     })
+  }
+
+  freeBytes(): number {
+    return freeBytes(this.name)
   }
 
   async reserve(what: string): Promise<Reservation> {

@@ -52,6 +52,7 @@ function checked(directory: Directory, reservation: Reservation): Directory {
     open: (path) => directory.open(path),
     create: afterCheck((path: string) => directory.create(path)),
     remove: afterCheck((path: string) => directory.remove(path)),
+    freeBytes: () => directory.freeBytes?.() ?? Number.POSITIVE_INFINITY,
     ...(append && { append: afterCheck(append) }),
   }
 }
