@@ -131,7 +131,7 @@ async function recordParts(
   // Only the order of the records is needed, so batches may be of any length.
   const plan = { batchSize: settings.batchSize, accumulation: settings.gradientAccumulation, limit: 0 }
   const stepsOfPass = stepsPerEpoch(examples.length, plan)
-  const totalSteps = settings.maxSteps ?? settings.epochs * stepsOfPass
+  const totalSteps = settings.maxSteps ?? Math.ceil(settings.epochs * stepsOfPass)
   const order = orderOf(adapter.config.seed, costs, { ...plan, inOrder: parts.open.needsNeighbors ?? false })
   const form = { handed, isReadable, hasTemplate: template !== undefined }
   return {

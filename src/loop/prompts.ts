@@ -125,7 +125,7 @@ export async function promptSteps(given: TrainInput, iterations: number) {
   const { batchSize, gradientAccumulation, maxSteps, epochs } = resolveSettings(given)
   const promptsPerStep = batchSize * gradientAccumulation
   const stepsPerEpoch = Math.ceil(rows.length / promptsPerStep) * iterations
-  return { rows, promptsPerStep, stepsPerEpoch, totalSteps: maxSteps ?? epochs * stepsPerEpoch }
+  return { rows, promptsPerStep, stepsPerEpoch, totalSteps: maxSteps ?? Math.ceil(epochs * stepsPerEpoch) }
 }
 
 /** The order of the prompts in one pass over them. */

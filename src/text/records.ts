@@ -117,6 +117,16 @@ export function fieldsRead(record: Fields): readonly string[] {
 
 const RENAME = "If your fields have other names, use `columns: { prompt: 'question', completion: 'answer' }`"
 
+const LABEL_NAMES = ['label', 'labels', 'sentiment', 'category', 'class', 'intent', 'topic', 'stars']
+
+/** For tables of texts and labels under other names, such as `review,sentiment`. */
+function labelHint(record: Fields): string | undefined {
+  const label = LABEL_NAMES.find((name) => ['string', 'number', 'boolean'].includes(typeof record[name]))
+  const text = Object.keys(record).find((name) => name !== label && typeof record[name] === 'string')
+  if (label === undefined || text === undefined) return undefined
+  return `To learn labels of texts, use \`columns: { text: '${text}', label: '${label}' }\``
+}
+
 /**
  * Checks a record and finds out which kind it is. `check` checks each message; the default allows only text. Throws
  * DataError if the value is not a record, or could be of two kinds.
@@ -147,7 +157,7 @@ export function parseRecord(value: unknown, where: string, check?: CheckMessage)
     expected:
       '"text"; "prompt" and "completion"; "messages"; "conversations"; "instruction" and "output"; or "question" and "answer"',
     got: fieldsOf(value),
-    hint: Array.isArray(value) ? 'Each record is one JSON object' : RENAME,
+    hint: Array.isArray(value) ? 'Each record is one JSON object' : (labelHint(record) ?? RENAME),
   })
 }
 

@@ -36,7 +36,7 @@ export function recordLessons(trainer: TaskTrainer, parts: RecordParts): Lessons
     inOrder: open.needsNeighbors ?? false,
   }
   const perEpoch = stepsPerEpoch(examples.length, options)
-  const totalSteps = settings.maxSteps ?? settings.epochs * perEpoch
+  const totalSteps = settings.maxSteps ?? Math.ceil(settings.epochs * perEpoch)
   const evaluated = evalExamples ?? []
   const evalPlans = planEvaluation(costsOf(open, evaluated), options).map((plan) => ({ ...plan, of: evaluated }))
   let pass = { epoch: -1, steps: undefined as unknown as EpochPlan }

@@ -11,8 +11,9 @@ export type Keep = 'last' | 'best'
 /** How a run trains: the settings that the engine gets, each with a value. */
 export interface TrainSettings {
   /**
-   * Passes over the data.
-   * @range an integer of at least 1
+   * Passes over the data. With a part of a pass, the number of steps is rounded up, as in TRL.
+   * @range a finite number above 0
+   * @help passes over the data; 0.5 is half a pass
    * @default 1
    */
   epochs: number

@@ -50,6 +50,14 @@ describe.each(['models/union-3m', ...FORMS])('%s', (path) => {
   })
 })
 
+it('finds nothing for equal prompts of one call if nothing is kept', async () => {
+  const session = await openSession('models/union-3m', 0)
+  const prompt = { ids: ids(session, SYSTEM, 40) }
+  const results = await session.generate([prompt, prompt], QUICK)
+  expect(results.map(({ cachedTokens }) => cachedTokens)).toEqual([0, 0])
+  await session.dispose()
+})
+
 it('shares nothing with other adapters, weights and scopes, nor with an adapter that came again', async () => {
   const session = await openSession('models/union-3m')
   const prompt = { ids: ids(session, SYSTEM, 70) }

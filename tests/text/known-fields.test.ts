@@ -111,6 +111,15 @@ describe('of a chat', () => {
   })
 })
 
+it.each([
+  ['sentence', 'label', 1],
+  ['review', 'sentiment', 'good'],
+  ['headline', 'category', 'sea'],
+])('leads a table of %s and %s to classification', (text, label, value) => {
+  const columns = `columns: { text: '${text}', label: '${label}' }`
+  expect(() => parseRecord({ id: 3, [text]: 'a', [label]: value }, 'x')).toThrow(columns)
+})
+
 it('names all other fields, for each task', async () => {
   for (const task of await Promise.all(TASK_NAMES.map(loadTask))) {
     for (const record of task.records) {

@@ -43,7 +43,7 @@ describe('resolveSettings', () => {
 
   it.each([
     ['epochs', 0],
-    ['epochs', 1.5],
+    ['epochs', -0.5],
     ['maxSteps', -1],
     ['batchSize', 0],
     ['gradientAccumulation', Number.NaN],

@@ -73,6 +73,13 @@ describe('train', () => {
     ])
   })
 
+  it.each([
+    [0.5, 2],
+    [1.5, 5],
+  ])('takes %d epochs of 3 steps as %d steps, rounded up as in TRL', async (epochs, steps) => {
+    expect((await train({ data, batchSize: 8, maxSteps: undefined, epochs })).report.steps).toBe(steps)
+  })
+
   it('learns, and reports what it did', async () => {
     const out = new MemoryDirectory()
     const steps: StepEvent[] = []

@@ -132,7 +132,7 @@ export const FLAGS = {
     keepState: { form: 'switch', about: 'keeps the state of the run when it is done, so that --resume with more steps makes it longer. With a constant schedule the weights are those of one long run; other schedules end with the first part, and a warning says so' },
     overwrite: { form: 'switch', about: 'replaces the run in --out' },
     sample: { form: 'names', about: 'prompts that the model answers before training, at each evaluation and at the end, with the most likely tokens, up to 40. If the records are chats, each prompt is a question. The weights that are trained are used, and do not change. For tasks that continue texts' },
-    epochs: { form: 'number', about: 'passes over the data', range: 'an integer of at least 1', fallback: '1' },
+    epochs: { form: 'number', about: 'passes over the data; 0.5 is half a pass', range: 'a finite number above 0', fallback: '1' },
     maxSteps: { form: 'number', about: 'number of steps of the optimizer, instead of --epochs', range: 'an integer of at least 1' },
     batchSize: { form: 'number', about: 'records in a batch', range: 'an integer of at least 1', fallback: '8' },
     gradientAccumulation: { form: 'number', about: 'batches in a step of the optimizer', range: 'an integer of at least 1', fallback: '1' },

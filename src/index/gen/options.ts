@@ -183,7 +183,7 @@ export const TRAIN_OPTIONS: OptionTable = {
   signal: SIGNAL,
   sample: listOf(NAME),
   on: OBJECT,
-  epochs: ranged('an integer of at least 1'),
+  epochs: ranged('a finite number above 0'),
   maxSteps: ranged('an integer of at least 1'),
   batchSize: ranged('an integer of at least 1'),
   gradientAccumulation: ranged('an integer of at least 1'),

@@ -231,7 +231,8 @@ export class TextBatch {
     for (const text of this.texts) {
       const isFirst = text.tokens.length === text.request.promptIds.length
       // If another text read the prompt, this one counts as if it found it in the store, and read its last token again.
-      const cachedTokens = this.#readers.includes(text) ? this.#cachedTokens : text.request.promptIds.length - 1
+      const shared = this.tools.prefixes.mostBytes === 0 ? 0 : text.request.promptIds.length - 1
+      const cachedTokens = this.#readers.includes(text) ? this.#cachedTokens : shared
       text.step(rows[this.#rowOf(text)], isFirst ? cachedTokens : 0)
     }
     this.isRead = true
