@@ -2,11 +2,10 @@
 
     node scripts/golden/handoff.mjs OUT && python scripts/golden/handoff.py OUT [--write]
 
-First batches, losses of 5 steps and the weights after them; two processes; the adapter that comes back; rewards and loss of
-a first step of GRPO on the same texts. With --write the numbers go to tests/golden/handoff, where the fast tests compare them.
+First batches, losses of 5 steps, the first gradient norm, and the weights after them; the adapter that comes back; and `trl` itself
+reads each settings file. The trainers start from adapter/, which the commands of `trl` do not. With --write the numbers go to tests/golden/handoff, where the fast tests compare them.
 """
 
-import importlib.util
 import json
 import os
 import shutil
@@ -29,14 +28,32 @@ PLAIN = ["--bf16", "false", "--use_cpu", "true", "--save_strategy", "no", "--dis
 torch.set_num_threads(1)
 
 
-def trainer_of(name, base, *more):
-    """The trainer that a folder's train.py makes."""
-    folder = OUT / name
-    spec = importlib.util.spec_from_file_location(f"train_{name.replace('-', '_')}", folder / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.argv = ["train.py", *PLAIN, "--model_name_or_path", str(base), "--output_dir", str(OUT / f"{name}-back"), *more]
-    return module.make()
+def trainer_of(name, base):
+    """The trainer that `trl` makes of a folder's settings file, but started from its adapter."""
+    import trl
+    from datasets import load_dataset
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    os.chdir(OUT / name)
+    [file] = Path().glob('*.yaml')
+    kind = file.stem.upper()
+    options = ["--config", file.name, *PLAIN, "--output_dir", str(OUT / f"{name}-back")]
+    parser = trl.TrlParser((trl.ScriptArguments, getattr(trl, f"{kind}Config"), trl.ModelConfig))
+    script, args, model_args, *_ = parser.parse_args_and_config(args=options, fail_with_unknown_args=True)
+    assert model_args.use_peft and model_args.lora_r == 2
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), "adapter", is_trainable=True)
+    data = load_dataset(script.dataset_name)
+    return getattr(trl, f"{kind}Trainer")(model=model, args=args, train_dataset=data["train"], processing_class=AutoTokenizer.from_pretrained(base))
+
+
+def command(name, base):
+    """The command of README.md, for one step."""
+    [file] = (OUT / name).glob("*.yaml")
+    line = [Path(sys.executable).with_name("trl"), file.stem, "--config", file.name, *PLAIN, "--model_name_or_path", base, "--max_steps", "1",
+            "--output_dir", OUT / f"{name}-command"]
+    subprocess.run([str(word) for word in line], check=True, cwd=OUT / name, timeout=300, stdout=subprocess.DEVNULL)
+    print(f"{name}: {file.stem} runs by its command")
 
 
 def first_batch(trainer):
@@ -68,7 +85,10 @@ def compare(what, here, there):
 def run(name, base):
     trainer = trainer_of(name, base)
     golden = {"first": first_batch(trainer), "losses": losses_of(trainer)}
-    compare(f"{name}, losses", json.loads((OUT / f"{name}-here/losses.json").read_text()), golden["losses"])
+    own = json.loads((OUT / f"{name}-here/losses.json").read_text())
+    compare(f"{name}, losses", own["losses"], golden["losses"])
+    norm = next(entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry)
+    compare(f"{name}, first gradient norm", [1], [float(norm) / own["norms"][0]])
     trainer.save_model(str(OUT / f"{name}-back"))
     back, here = (load_file(OUT / f"{name}-{side}/adapter_model.safetensors") for side in ("back", "here"))
     assert back.keys() == here.keys(), back.keys() ^ here.keys()
@@ -79,50 +99,12 @@ def run(name, base):
     return golden, trainer
 
 
-def two_processes(name, base, losses):
-    """The same run by two processes, which share each step's rows."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", __file__, str(OUT), "--rank", name]
-    subprocess.run(command, check=True, env=env, timeout=300)
-    compare(f"{name}, two processes", losses, json.loads((OUT / "two.json").read_text()))
-
-
-def rank_main(name):
-    trainer = trainer_of(name, ROOT / "models/union-3m", "--per_device_train_batch_size", "2", "--ddp_backend", "gloo")
-    losses, step = [], trainer.training_step
-
-    def counted(*args, **kwargs):
-        loss = step(*args, **kwargs)
-        losses.append(loss.detach().clone())
-        return loss
-
-    trainer.training_step = counted
-    trainer.train()
-    every = trainer.accelerator.gather(torch.stack(losses)).reshape(2, -1)
-    if trainer.is_world_process_zero():
-        (OUT / "two.json").write_text(json.dumps(every.mean(dim=0).tolist()))
-
-
-def rewarded(base):
-    """A run from rewards: its graders in Python, and the loss of the texts that lowrank sampled."""
-    here = json.loads((OUT / "rewarded-here/first.json").read_text())
-    trainer = trainer_of("rewarded", base, "--max_steps", "1")
-    trainer._generate_single_turn = lambda *_, **__: (here["completions"], None)
-    found, judge = [], trainer._calculate_rewards
-    trainer._calculate_rewards = lambda *args: found.append(judge(*args)) or found[-1]
-    losses = losses_of(trainer)
-    compare("rewarded, rewards", sum(here["rewards"], []), found[0].flatten().tolist())
-    norm = next(entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry)
-    compare("rewarded, loss and norm of the first step", [here["loss"], here["gradientNorm"]], [*losses, float(norm)])
-
-
 def main():
     base = ROOT / "models/union-3m"
     goldens = {}
     for name in json.loads((GOLDEN / "cases.json").read_text()):
         goldens[name], trainer = run(name, base)
-        if name == "lora-plus":
-            two_processes(name, base, goldens[name]["losses"])
+        if name == "warm":
             ids = torch.tensor([[0, 35, 274, 630]])
             goldens["logits"] = trainer.model.eval()(input_ids=ids).logits[0, -1, :16].tolist()
         if (OUT / f"{name}-records").exists():
@@ -132,16 +114,14 @@ def main():
             for own, other in zip(goldens[name]["records"]["labels"], goldens[name]["first"]["labels"], strict=True):
                 assert own[1:] == other[1:], (name, own, other)
             print(f"{name}: TRL makes the same tokens and labels of the records")
-    rewarded(base)
+    for name in ("warm", "dora-records", "preferences", "judged"):
+        command(name, base)
     if WRITES:
         (GOLDEN / "golden.json").write_text(json.dumps(goldens) + "\n")
         for file in ("adapter_config.json", "adapter_model.safetensors"):
             (GOLDEN / "back").mkdir(exist_ok=True)
-            shutil.copy(OUT / "lora-plus-back" / file, GOLDEN / "back" / file)
+            shutil.copy(OUT / "warm-back" / file, GOLDEN / "back" / file)
 
 
 if __name__ == "__main__":
-    if "--rank" in sys.argv:
-        rank_main(sys.argv[sys.argv.index("--rank") + 1])
-    else:
-        main()
+    main()

@@ -22,9 +22,8 @@ import { baseNameOf } from '../train/about-run.js'
 import type { TrainInput } from '../train/options.js'
 import { EpochPlan, type PlanOptions, stepsPerEpoch } from '../train/rows/batches.js'
 import { prepare, type RunContext } from '../train/train.js'
-import { promptParts } from './prompts.js'
-import { readmeOf, trainScript } from './script.js'
-import { type HandedParts, type HandedRun, scriptOnly, trlSettings } from './settings-file.js'
+import { readmeOf } from './readme.js'
+import { type HandedRun, trlSettings, withoutCounterpart } from './settings-file.js'
 
 export interface HandoffSettings {
   readonly out: Directory
@@ -37,7 +36,7 @@ export interface HandoffSettings {
 export interface HandoffReport {
   /** The folder that was written. */
   out: string
-  /** The settings file for `trl` and for train.py. */
+  /** The settings file for `trl`. */
   settings: string
   /** The number of rows to train on. */
   rows: number
@@ -45,8 +44,6 @@ export interface HandoffReport {
   evalRows: number
   /** The number of training steps. */
   steps: number
-  /** Parts of the run that need train.py, because `trl` with the settings file cannot do them. */
-  scriptOnly: string[]
   /** The differences of the run in TRL, each as a sentence. */
   differences: string[]
 }
@@ -57,9 +54,8 @@ export async function handOff(
   { out, base, rows }: HandoffSettings,
 ): Promise<HandoffReport> {
   await requireEmpty(out)
-  const isRewarded = options.task === 'grpo'
-  const parts = isRewarded ? await promptParts(options) : await recordParts(options, context, rows)
-  const { command, adapter, template, train, evaluation, differences: own, ...handed } = parts
+  const parts = await recordParts(options, context, rows)
+  const { command, adapter, template, train, evaluation, ...handed } = parts
   const folder = new MemoryDirectory()
   await saveAdapter(adapter, folder)
   const run: HandedRun = {
@@ -69,11 +65,19 @@ export async function handOff(
     base: base ?? baseNameOf(options.model).baseModel,
     hasEvaluation: evaluation !== undefined,
     hasTemplate: template !== undefined,
-    chatTemplateArgs: options.chatTemplateArgs,
   }
   const file = `${command}.yaml`
-  const only = scriptOnly(run, command)
-  const differences = [...differencesOf(run, options), ...own]
+  const left = withoutCounterpart(run)
+  if (options.adapter !== undefined) left.push('the values of the adapter that it goes on with')
+  if (run.hasTemplate && command !== 'sft' && options.chatTemplate !== undefined) left.push('the chat template')
+  if (left.length > 0) {
+    throw new UnsupportedError({
+      where: 'run',
+      what: `trl ${command} has nothing for ${left.join(', ')}`,
+      hint: 'Leave it out, or train it with lowrank',
+    })
+  }
+  const differences = differencesOf(run, options)
   await writeTogether(
     out,
     async (target) => {
@@ -90,20 +94,15 @@ export async function handOff(
       }
       if (template !== undefined) await writeFile(target, 'chat_template.jinja', template)
       for (const [name, bytes] of folder.files) await writeFile(target, `adapter/${name}`, bytes)
-      await writeFile(target, 'train.py', trainScript(scriptValues(run, file), run.rewards))
-      await writeFile(target, 'README.md', readmeOf(run, file, command, only, differences))
+      await writeFile(target, 'README.md', readmeOf(run, file, command, differences))
     },
     true,
   )
   const { totalSteps: steps, rows: count, evalRows } = parts
-  return { out: out.name, settings: file, rows: count, evalRows, steps, scriptOnly: only, differences }
+  return { out: out.name, settings: file, rows: count, evalRows, steps, differences }
 }
 
-async function recordParts(
-  options: TrainInput,
-  context: RunContext,
-  rows: HandoffSettings['rows'],
-): Promise<HandedParts> {
+async function recordParts(options: TrainInput, context: RunContext, rows: HandoffSettings['rows']) {
   if (isLoopName(options.task)) throw cannotBeHandedOff(options.task)
   const parsed: [unknown[], unknown[]] = [[], []]
   let cutChats = 0
@@ -135,7 +134,7 @@ async function recordParts(
   const order = orderOf(adapter.config.seed, costs, { ...plan, inOrder: parts.open.needsNeighbors ?? false })
   const form = { handed, isReadable, hasTemplate: template !== undefined }
   return {
-    ...{ command: handed.command, task, taskOptions: options.taskOptions ?? {}, rewards: undefined },
+    ...{ command: handed.command, task, taskOptions: options.taskOptions ?? {} },
     ...{ settings, adapter, template, isReadable, maxLength: encoded.maxLength, totalSteps },
     isInOrder: totalSteps <= stepsOfPass || parts.open.needsNeighbors === true,
     train: () => linesOf({ examples, parsed: parsed[0] }, order, form),
@@ -143,7 +142,6 @@ async function recordParts(
       evalExamples &&
       (() => linesOf({ examples: evalExamples, parsed: parsed[1] }, [...Array(evalExamples.length).keys()], form)),
     ...{ rows: examples.length, evalRows: evalExamples?.length ?? 0 },
-    differences: [],
   }
 }
 
@@ -172,20 +170,7 @@ function* linesOf(
   }
 }
 
-function scriptValues({ task, settings, rewards }: HandedRun, file: string) {
-  return {
-    task,
-    ...(rewards && { rewards }),
-    settings: file,
-    lora_plus_ratio: settings.loraPlusRatio ?? 1,
-    schedule: settings.schedule,
-    warmup_ratio: settings.warmupRatio,
-    warmup_steps: settings.warmupSteps ?? null,
-    early_stopping: settings.earlyStopping ?? null,
-  }
-}
-
-function differencesOf({ task, settings, config, peft, isInOrder }: HandedRun, options: TrainInput): string[] {
+function differencesOf({ task, settings, config, isInOrder }: HandedRun, options: TrainInput): string[] {
   const quantized = /_(q\w+|bnb4|u?int8|quantized)(?:f16)?\.onnx$/.exec(options.model.onnxPath)
   return [
     ...(quantized
@@ -193,6 +178,8 @@ function differencesOf({ task, settings, config, peft, isInOrder }: HandedRun, o
           'The run trained on a quantized graph; here the base has its own weights. For 4 bits, set load_in_4bit: bitsandbytes rounds in another way.',
         ]
       : []),
+    'TRL starts a new adapter: adapter/ has the start values of this run.',
+    'Dropout of the base itself, such as GPT-2 has, is on in TRL.',
     'The settings say bf16: true, for the speed of GPUs. With --bf16 false the numbers are those of lowrank.',
     ...(config.dropout > 0 ? ['Dropout draws other random numbers.'] : []),
     ...(settings.packing
@@ -204,7 +191,6 @@ function differencesOf({ task, settings, config, peft, isInOrder }: HandedRun, o
           'The KL term pairs each prompt with the answer of the row before it in the batch. Batches of another size have other pairs, and several GPUs take the mean of their KL terms: divide gradient_accumulation_steps only, and the loss still differs a little.',
         ]
       : []),
-    ...(peft.trainable_token_indices ? ['Rows of trained tokens go along with the adapter, as PEFT keeps them.'] : []),
   ]
 }
 
@@ -285,7 +271,7 @@ const HANDED: { readonly [Name in TaskName]?: HandedTask } = {
 }
 
 function cannotBeHandedOff(task: string): UnsupportedError {
-  const expected = [...Object.keys(HANDED), 'grpo'].join(', ')
+  const expected = Object.keys(HANDED).join(', ')
   return new UnsupportedError({
     where: `task ${task}`,
     what: 'it cannot be handed off',

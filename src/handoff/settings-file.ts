@@ -1,17 +1,14 @@
 // A run's settings under the names of transformers and TRL. All are written out, because the defaults there differ.
 
-import type { GrpoOptions } from '../loop/grpo-loss.js'
-import type { LoraAdapter } from '../lora/adapter.js'
+import { isObject } from '../base/options.js'
 import type { LoraConfig } from '../lora/config.js'
+import { DRAWN_INITS } from '../lora/init/inits.js'
 import type { TaskName } from '../tasks/tasks.js'
 import { ADAMW } from '../train/optimizer.js'
 import { type TrainSettings, usesBest, warmupStepsOf } from '../train/settings.js'
-import type { HandedReward } from './rewards.js'
 
 export interface HandedRun {
-  readonly task: TaskName | 'grpo'
-  readonly rewards: readonly HandedReward[] | undefined
-  readonly chatTemplateArgs: Readonly<Record<string, unknown>> | undefined
+  readonly task: TaskName
   readonly taskOptions: Readonly<Record<string, unknown>>
   readonly settings: TrainSettings
   readonly config: LoraConfig
@@ -25,22 +22,6 @@ export interface HandedRun {
   readonly hasEvaluation: boolean
   readonly hasTemplate: boolean
   readonly isReadable: boolean
-}
-
-/** The parts of a handed-off run that differ between runs on records and runs from rewards. */
-export interface HandedParts
-  extends Pick<HandedRun, 'task' | 'taskOptions' | 'rewards' | 'settings'>,
-    Pick<HandedRun, 'totalSteps' | 'isInOrder' | 'maxLength' | 'isReadable'> {
-  readonly command: string
-  readonly adapter: LoraAdapter
-  readonly template: string | undefined
-  /** Lines of the file with the rows. */
-  train(): Iterable<Uint8Array>
-  readonly evaluation: (() => Iterable<Uint8Array>) | undefined
-  readonly rows: number
-  readonly evalRows: number
-  /** Sentences about what this kind of run does otherwise in TRL. */
-  readonly differences: readonly string[]
 }
 
 function trainingArguments(run: HandedRun): Record<string, unknown> {
@@ -87,29 +68,6 @@ function trainingArguments(run: HandedRun): Record<string, unknown> {
   }
 }
 
-/** A batch has whole groups, as in lowrank, where batchSize counts prompts. */
-function rewardSettings(run: HandedRun): Record<string, unknown> {
-  const { taskOptions, rewards = [], settings, chatTemplateArgs, isInOrder } = run
-  const options = taskOptions as GrpoOptions
-  const { numGenerations = 8, beta = 0, epsilon = 0.2, epsilonHigh = epsilon, topP = 1 } = options
-  // GRPOTrainer has an order of its own, and no records to evaluate.
-  const { train_sampling_strategy: _, ...args } = trainingArguments(run)
-  return {
-    ...args,
-    per_device_train_batch_size: settings.batchSize * numGenerations,
-    ...{ num_generations: numGenerations, beta, epsilon, epsilon_high: epsilonHigh },
-    loss_type: options.lossType ?? 'dapo',
-    scale_rewards: options.scaleRewards ?? 'group',
-    num_iterations: options.numIterations ?? 1,
-    mask_truncated_completions: options.maskTruncatedCompletions ?? false,
-    max_completion_length: options.maxCompletionLength ?? 512,
-    ...{ temperature: options.temperature ?? 1, top_p: topP, top_k: 0 },
-    reward_weights: rewards.map(({ weight }) => weight),
-    shuffle_dataset: !isInOrder,
-    ...(chatTemplateArgs && { chat_template_kwargs: chatTemplateArgs }),
-  }
-}
-
 export function trlSettings(run: HandedRun): Record<string, unknown> {
   const { task, taskOptions, settings, peft, maxLength, isReadable, hasTemplate } = run
   const length = Number.isFinite(maxLength) ? maxLength : null
@@ -130,7 +88,6 @@ export function trlSettings(run: HandedRun): Record<string, unknown> {
         ? {
             truncation_mode: 'keep_start',
             loss_type: ['sigmoid'],
-            label_smoothing: taskOptions.labelSmoothing ?? 0,
             ...preferences,
           }
         : {
@@ -144,7 +101,9 @@ export function trlSettings(run: HandedRun): Record<string, unknown> {
             ...(isReadable && hasTemplate && { chat_template_path: 'chat_template.jinja' }),
           }
   return {
-    ...(task === 'grpo' ? rewardSettings(run) : { ...trainingArguments(run), max_length: length, ...methodSettings }),
+    ...trainingArguments(run),
+    max_length: length,
+    ...methodSettings,
     dataset_name: 'data',
     model_name_or_path: run.base,
     model_revision: run.config.peftFields.revision ?? 'main',
@@ -162,21 +121,20 @@ export function trlSettings(run: HandedRun): Record<string, unknown> {
   }
 }
 
-export function scriptOnly({ settings, peft, hasTemplate, rewards }: HandedRun, command: string): string[] {
+/** Parts of the run that TRL's commands have no option for, or read and do not use. */
+export function withoutCounterpart({ task, taskOptions, settings, peft, config }: HandedRun): string[] {
   const isOff = (value: unknown) =>
-    value === null ||
-    value === undefined ||
-    value === false ||
-    (typeof value === 'object' && Object.keys(value).length === 0)
+    [null, undefined, false].includes(value as null) || (isObject(value) && Object.keys(value).length === 0)
   const fields = ['rank_pattern', 'alpha_pattern', 'exclude_modules', 'layers_to_transform', 'trainable_token_indices']
   return [
     ...((settings.loraPlusRatio ?? 1) === 1 ? [] : [`LoRA+ (B learns ${settings.loraPlusRatio} times as fast)`]),
-    ...(rewards === undefined ? [] : ['the rewards']),
-    // The command `trl sft` has a setting for the chat template.
-    ...(hasTemplate && command !== 'sft' ? ['the chat template'] : []),
+    // The sigmoid loss of TRL 1.16 never reads label_smoothing.
+    ...(task === 'dpo' && !isOff(taskOptions.labelSmoothing) && taskOptions.labelSmoothing !== 0
+      ? ['labelSmoothing']
+      : []),
     ...(settings.earlyStopping === undefined ? [] : ['early stopping']),
     ...fields.filter((field) => !isOff(peft[field])),
     ...(peft.bias === 'none' ? [] : ['trained biases']),
-    ...(peft.init_lora_weights === true ? [] : ['init_lora_weights']),
+    ...((DRAWN_INITS as readonly string[]).includes(config.init) ? [] : [`the start values of init ${config.init}`]),
   ]
 }

@@ -60,7 +60,7 @@ Losses, gradients and steps are compared with Python for tiny models, and tokens
 - [tests/train/](../tests/train) and [tests/graph/](../tests/graph): LoRA, DoRA, rsLoRA, LoRA+, biases, whole modules and trained tokens, with PEFT on PyTorch
 - [tests/tasks/dpo.test.ts](../tests/tasks/dpo.test.ts), [kto.test.ts](../tests/tasks/kto.test.ts): tokens, probabilities, rewards, the estimate of KL, losses and gradients, with TRL’s \`DPOTrainer\` and \`KTOTrainer\`, for texts and for answers of one message
 - chats with pictures on LLaVA, Idefics3, Qwen2-VL and Gemma 3, and texts for texts on T5 and BART, with PEFT and transformers
-- \`scripts/golden/handoff.py\`: handed-off runs in float32 by TRL 1.16 on a CPU, whose losses and weights after 5 steps are lowrank’s to 1e-4, for LoRA+, rsLoRA, DoRA, rank patterns, DPO and KTO, and for two processes
+- \`scripts/golden/handoff.py\`: handed-off runs in float32 by TRL 1.16 on a CPU, whose losses, first gradient norm and weights after 5 steps are lowrank’s to 1e-4, for LoRA, rsLoRA, DoRA, DPO and KTO; \`trl\` itself runs the written settings
 
 With the same settings, lowrank also learns as much. This is spam against other mail on MiniLM-L6: 800 mails for training, 100 steps, 500 other mails for evaluation, three seeds (\`bench/agreement\`):
 

@@ -1,4 +1,4 @@
-// Handing off: rows, settings and script; that TRL's losses and weights, which scripts/golden/handoff.py measured, are
+// Handing off: rows and settings; that TRL's losses and weights, which scripts/golden/handoff.py measured, are
 // those of lowrank; and that the adapter that comes back goes on here.
 
 import { readFileSync } from 'node:fs'
@@ -45,7 +45,7 @@ const unpadded = (rows: number[][], labels: number[][]) =>
 const trained = Object.keys(cases)
 
 /** One with each optimizer and loss. */
-const compared = THOROUGH ? trained : ['lora-plus', 'patterns', 'preferences']
+const compared = THOROUGH ? trained : ['warm', 'accumulated', 'preferences']
 
 describe('a run', () => {
   it.each(compared)('of %s has the losses and the weights that TRL comes to', async (name) => {
@@ -93,21 +93,14 @@ it('KTO has TRL’s first batch, answers of other rows too, and the order of the
 })
 
 describe('the folder', () => {
-  it('has every setting, the adapter, and a script for what YAML cannot say', async () => {
-    const { settings, text, out, report } = await handed(cases['lora-plus'])
+  it('has every setting, the adapter, and the command', async () => {
+    const { settings, text, out, report } = await handed(cases.warm)
     expect(settings).toMatchObject({ max_steps: 5, learning_rate: 3e-4, adam_epsilon: 1e-8, eval_strategy: 'no' })
     expect(settings).toMatchObject({ warmup_steps: 2, train_sampling_strategy: 'sequential', lora_r: 2, seed: 3 })
-    expect(report.scriptOnly).toEqual(['LoRA+ (B learns 16 times as fast)', 'init_lora_weights'])
-    expect(text('train.py')).toContain('lora_plus_ratio')
-    for (const command of [
-      'uv run train.py',
-      'accelerate launch',
-      'hf jobs uv run',
-      'sky launch',
-      'SBATCH',
-      'TrainJob',
-    ])
-      expect(text('README.md')).toContain(command)
+    expect(settings).not.toHaveProperty('label_smoothing')
+    expect(report.differences.join()).toMatch(/starts a new adapter/)
+    expect(text('README.md')).toContain('trl sft --config sft.yaml')
+    expect([...out.files.keys()].filter((name) => name.endsWith('.py'))).toEqual([])
     const adapter = new MemoryDirectory()
     for (const [name, bytes] of out.files)
       if (name.startsWith('adapter/')) adapter.files.set(name.slice('adapter/'.length), bytes)
@@ -153,85 +146,14 @@ describe('the folder', () => {
     [{ task: 'seq2seq' }, 'encoder'],
     [{ taskOptions: { beta: 1 } }, 'beta'],
     [{ task: 'text-classification', data: ['x', 'y'].map((label) => ({ text: 'a', label })) }, 'cannot be handed off'],
+    [{ task: 'grpo', rewards: [() => 1] }, 'task grpo: it cannot be handed off; expected causal-lm, dpo, kto'],
+    [{ loraPlusRatio: 16 }, 'trl sft has nothing for LoRA+ (B learns 16 times as fast)'],
+    [{ config: { rankPattern: { q_proj: 3 }, bias: 'all' } }, 'rank_pattern, trained biases'],
+    [{ config: { init: 'orthogonal', rank: 2 }, evalSplit: 0.2, earlyStopping: 1, keep: 'best' }, 'early stopping'],
+    [{ ...cases.preferences, taskOptions: { labelSmoothing: 0.1 } }, 'trl dpo has nothing for labelSmoothing'],
+    [{ adapter: goldenPath('handoff', 'back'), config: undefined }, 'the values of the adapter that it goes on with'],
   ] as const)('refuses %o', async (more, words) => {
-    await expect(handed({ ...cases['lora-plus'], ...more } as TrainOptions)).rejects.toThrow(words)
-  })
-})
-
-describe('a run that learns from rewards', () => {
-  const options: TrainOptions = read('rewarded.json')
-  const isShort = function short() {
-    return 1
-  }
-  const judged = {
-    type: 'score_model',
-    name: 'rated',
-    model: 'm',
-    input: [{ role: 'user', content: 'Rate this.' }],
-  } as const
-
-  it('has the settings of GRPOTrainer, prompts with their records, and graders for Python', async () => {
-    const { settings, rows, text, report } = await handed(options)
-    const whole = { num_generations: 4, per_device_train_batch_size: 8, gradient_accumulation_steps: 1, beta: 0.04 }
-    const sampling = { max_completion_length: 12, temperature: 0.9, top_p: 1, top_k: 0, shuffle_dataset: false }
-    const loss = { loss_type: 'dapo', scale_rewards: 'group', epsilon: 0.2, epsilon_high: 0.3, num_iterations: 1 }
-    expect(settings).toMatchObject({ ...whole, ...sampling, ...loss, reward_weights: [1, 0.5], max_steps: 2 })
-    expect(settings).not.toHaveProperty('train_sampling_strategy')
-    expect(report).toMatchObject({
-      rows: 4,
-      steps: 2,
-      settings: 'grpo.yaml',
-      scriptOnly: expect.arrayContaining(['the rewards']),
-    })
-    const records = options.data as { prompt: string }[]
-    expect(rows.map(({ prompt }) => prompt).sort()).toEqual(records.map(({ prompt }) => prompt).sort())
-    for (const { prompt, item } of rows)
-      expect(JSON.parse(item)).toEqual(records.find((record) => record.prompt === prompt))
-    expect(text('train.py')).not.toContain('FILL IN')
-    expect(text('train.py')).toMatch(/"rapidfuzz==3.14.6"/)
-    expect(text('train.py')).not.toMatch(/sacrebleu==|nltk==/)
-  })
-
-  it.each([
-    ['a function', isShort, 'short'],
-    ['a model that judges', judged, 'rated'],
-    [
-      'one inside a formula',
-      { type: 'multi', name: 'both', graders: { inner: judged }, calculate_output: 'inner^2' },
-      'inner',
-    ],
-  ])('has a function to fill in for %s, and says so', async (_, reward, name) => {
-    const graderModels = { m: 'http://127.0.0.1:1/v1' }
-    const given = { ...options, rewards: [reward], graderModels, taskOptions: {} } as TrainOptions
-    const { text, report } = await handed(given)
-    expect(report.differences).toEqual(expect.arrayContaining([expect.stringMatching(`fill in, judge:.*${name}`)]))
-    expect(text('README.md')).toContain('to fill in, judge')
-    expect(text('train.py')).toMatch(new RegExp(`FILL IN.*"${name}"`))
-  })
-
-  it('gives chats the template, and says which prompts a pass leaves out', async () => {
-    const data = ['Who?', 'Where?', 'When?'].map((content) => ({ messages: [{ role: 'user', content }] }))
-    const { chatTemplate } = cases.dora
-    const { out, rows, text, report } = await handed({
-      ...options,
-      data,
-      chatTemplate,
-      rewards: [isShort],
-      taskOptions: {},
-    })
-    expect(rows[0].prompt).toEqual([{ role: 'user', content: expect.stringMatching(/^Wh/) }])
-    expect(text('chat_template.jinja')).toBe(chatTemplate)
-    expect(report.differences.join()).toMatch(/do not fill a step: 1\./)
-    expect(out.files.has('adapter/adapter_model.safetensors')).toBe(true)
-  })
-
-  it.each([
-    [{ onTurn: () => undefined }, /onTurn.*cannot be handed off/],
-    [{ rewards: [] }, /rewards: missing/],
-    [{ taskOptions: { rewardWeights: { none: 1 } } }, /rewardWeights.none/],
-    [{ task: 'distill', rewards: undefined, taskOptions: {}, teacher: MODEL }, /task distill.*cannot be handed off/],
-  ])('refuses %o', async (more, message) => {
-    await expect(handed({ ...options, ...more } as TrainOptions)).rejects.toThrow(message)
+    await expect(handed({ ...cases.warm, ...more } as TrainOptions)).rejects.toThrow(words)
   })
 })
 
@@ -254,7 +176,7 @@ describe('the adapter that comes back', () => {
   })
 
   it('is trained further, and is no run to resume', async () => {
-    const { data } = cases['lora-plus']
+    const { data } = cases.warm
     const options = { model: MODEL, data, adapter: back, batchSize: 2, maxSteps: 1, warmupRatio: 0 }
     const { adapter, report } = await train(options)
     expect(report).toMatchObject({ steps: 1, trainLoss: [expect.any(Number)] })

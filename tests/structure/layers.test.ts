@@ -68,7 +68,7 @@ const LAYERS: Record<string, readonly string[]> = {
   infer: ['base', 'families', 'formats', 'text', 'images', 'runtime', 'lora', 'graph'],
   loop: ['base', 'data', 'lora', 'peft', 'graph', 'text', 'tasks', 'train', 'infer'],
   evaluate: ['base', 'data', 'text', 'lora', 'graph', 'tasks', 'train', 'infer'],
-  handoff: ['base', 'lora', 'peft', 'tasks', 'train', 'text', 'loop'],
+  handoff: ['base', 'lora', 'peft', 'tasks', 'train', 'text'],
   index: below('index', 'node', 'handoff-entry', 'transformers', 'serve', 'server', 'ai-sdk', 'cli'),
   node: below('node', 'handoff-entry', 'transformers', 'serve', 'server', 'ai-sdk', 'cli'),
   'handoff-entry': ['handoff', 'index', 'node'],

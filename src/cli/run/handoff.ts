@@ -10,7 +10,7 @@ export const handoff = defineCommand({
   name: 'handoff',
   summary: 'go on with a run elsewhere, on GPUs',
   about: [
-    'Writes a folder for Hugging Face TRL: settings, rows, chat template, the adapter to start from, train.py, and a README with the commands.',
+    'Writes a folder for Hugging Face TRL: settings, rows, chat template, the adapter to start from, and a README with the commands.',
     'RUN is the folder of a run, or a file with the options of one, as for lowrank train --config.',
   ].join('\n'),
   examples: [

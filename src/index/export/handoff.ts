@@ -37,8 +37,8 @@ export interface HandoffOptions {
 
 /**
  * Writes a folder from which another program continues a run on a machine with GPUs: settings, rows, chat template, the
- * adapter that training starts from, a script, and a README with the commands. The records, their order, the start
- * values, the optimizer and the learning rates are the same as in lowrank; the report lists what differs.
+ * adapter that training starts from, and a README with the commands. The records, their order, the optimizer and the
+ * learning rates are the same as in lowrank; the report lists what differs.
  *
  * @param run the folder of a run, or the options of `train`. The run starts again, from its start values
  * @throws UnsupportedError for a task or a setting that cannot be handed off; FileError for a folder that has no run,
