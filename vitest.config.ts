@@ -28,7 +28,7 @@ export const settings = {
 
 const SLOW = 'tests/**/*.slow.test.ts'
 // These start programs: what one may use of memory and of open files comes from the process that starts it.
-const COMMANDS = 'tests/cli/**/*.test.ts'
+const COMMANDS = 'tests/app/cli/**/*.test.ts'
 // These replace modules, which other files may not see.
 const MOCKS = ['tests/lora/gradients.test.ts', 'tests/merge/node/durability.test.ts']
 

@@ -9,8 +9,8 @@
 import { join, resolve } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 import { parseArgs } from 'node:util'
-import { findLinears } from '../dist/graph/match/linears.js'
-import { Graph } from '../dist/graph/view/graph.js'
+import { findLinears } from '../dist/model/match/linears.js'
+import { Graph } from '../dist/onnx/view/graph.js'
 
 export const RANK = 16
 export const ADAPTERS = 4

@@ -139,11 +139,11 @@ async function trainHere(form, data) {
 
 async function readChats(records) {
   const { Tokenizer } = await import('@huggingface/tokenizers')
-  const { readRows } = await import('../dist/data/read-rows.js')
-  const { NodeDirectory, openFile } = await import('../dist/io/node/files.js')
-  const { openExampleFile } = await import('../dist/node/example-file.js')
-  const { loadTask } = await import('../dist/tasks/tasks.js')
-  const { loadTokenizer } = await import('../dist/text/tokenizer.js')
+  const { readRows } = await import('../dist/files/data/read-rows.js')
+  const { NodeDirectory, openFile } = await import('../dist/files/io/node/files.js')
+  const { openExampleFile } = await import('../dist/api/node/example-file.js')
+  const { loadTask } = await import('../dist/train/tasks/tasks.js')
+  const { loadTokenizer } = await import('../dist/model/text/tokenizer.js')
   const { encodeRows } = await import('../dist/train/rows/examples.js')
   const path = await writeRecords('chats.jsonl', records, chat)
 

@@ -105,7 +105,7 @@ function row(model, device, program, args) {
 }
 
 async function one() {
-  const { openSession, train } = await import('../dist/node.js')
+  const { openSession, train } = await import('../dist/api/node.js')
   const [model, device] = [values.models, values.devices]
   const before = Number(nvidia('memory.used') ?? 0)
   const data = Array.from({ length: batch }, (_, i) => ({

@@ -11,8 +11,8 @@ import { cpus } from 'node:os'
 import { join, resolve } from 'node:path'
 import { parseArgs } from 'node:util'
 import asc from 'assemblyscript/asc'
-import { referenceKernels } from '../dist/kernels/reference.js'
-import { createWasmKernels } from '../dist/kernels/wasm.js'
+import { referenceKernels } from '../dist/core/kernels/reference.js'
+import { createWasmKernels } from '../dist/core/kernels/wasm.js'
 
 const { values: options } = parseArgs({
   options: { tfjs: { type: 'string' }, turns: { type: 'string', default: '9' } },

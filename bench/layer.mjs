@@ -4,8 +4,8 @@
 //     npm run build && node bench/layer.mjs [--turns 15]
 import { cpus } from 'node:os'
 import { parseArgs } from 'node:util'
-import { LoraLayer } from '../dist/index.js'
-import { disposeKernels, gemm, kernelName } from '../dist/kernels/index.js'
+import { LoraLayer } from '../dist/api/index.js'
+import { disposeKernels, gemm, kernelName } from '../dist/core/kernels/index.js'
 
 const { values } = parseArgs({
   options: { turns: { type: 'string', default: '15' } },

@@ -9,7 +9,7 @@ import { readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { loadModel, openSession, train } from '../dist/node.js'
+import { loadModel, openSession, train } from '../dist/api/node.js'
 
 const { values } = parseArgs({
   options: {

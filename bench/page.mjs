@@ -18,9 +18,9 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import * as ortNode from 'onnxruntime-node'
 import { build, preview, runnerImport } from 'vite'
-import * as onnx from '../dist/formats/onnx/gen/onnx_pb.js'
-import { create, toBinary } from '../dist/formats/onnx/protobuf.js'
-import { loadModel, train } from '../dist/node.js'
+import { loadModel, train } from '../dist/api/node.js'
+import * as onnx from '../dist/onnx/format/gen/onnx_pb.js'
+import { create, toBinary } from '../dist/onnx/format/protobuf.js'
 
 const { values } = parseArgs({
   options: {

@@ -6,15 +6,15 @@
 //
 //     npm run build && node bench/same-texts.mjs OTHER/dist [MODEL …] [--runtime worker|here] [--seed 1]
 //
-// OTHER/dist: the other build. MODEL: default models/union-3m and the golden models, which `npx vitest run tests/infer`
+// OTHER/dist: the other build. MODEL: default models/union-3m and the golden models, which `npx vitest run tests/run`
 // unpacks. --runtime here: this build runs ONNX Runtime in the caller's thread.
 import { existsSync, readFileSync } from 'node:fs'
 import { basename, join, resolve } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 import { parseArgs } from 'node:util'
 import * as ort from 'onnxruntime-node'
-import { findLinears } from '../dist/graph/match/linears.js'
-import { Graph } from '../dist/graph/view/graph.js'
+import { findLinears } from '../dist/model/match/linears.js'
+import { Graph } from '../dist/onnx/view/graph.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const { values: options, positionals } = parseArgs({

@@ -91,7 +91,7 @@ async function post(url, body) {
 /** Servers by name, as functions that write one text and return how many tokens it has. */
 const servers = {}
 for (const level of levels) {
-  const cli = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url))
+  const cli = fileURLToPath(new URL('../dist/app/cli/main.js', import.meta.url))
   const named = Object.keys(adapters).flatMap((name) => ['--adapter', `${name}=${join(scratch, name)}`])
   const settings = ['--threads', values.threads, '--accuracy-level', String(level), '--max-running', String(most)]
   const quiet = ['--prefix-cache', '0', '--log', 'off', '--quiet', '--no-page', '--served-model-name', 'base']

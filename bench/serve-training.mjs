@@ -15,7 +15,7 @@ import { PROMPTS } from './callers.mjs'
 
 const CALLERS = 2
 const TOKENS = 16
-const MAIN = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url))
+const MAIN = fileURLToPath(new URL('../dist/app/cli/main.js', import.meta.url))
 const ROWS = Array.from({ length: 64 }, (_, i) => ({
   prompt: `Which boat has the number ${i}? ${'It lies in the harbour. '.repeat(4)}`,
   completion: `The boat with the number ${i} sails to the island of ${i * 7}.`,

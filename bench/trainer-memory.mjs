@@ -6,7 +6,7 @@
 import { execFileSync } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
-import { openTrainer } from '../dist/node.js'
+import { openTrainer } from '../dist/api/node.js'
 
 const [model = 'models/union-3m', threads = '2', part] = process.argv.slice(2)
 const [PROMPTS, TEXTS, TOKENS, STEPS] = [['The sea', 'And the people', 'He was', 'Call me'], 8, 64, 3]

@@ -10,7 +10,7 @@ const DEPTH: i32 = 256
 const BLOCK: i32 = 120
 
 /**
- * A block of C and the addresses of its operands. A `Tiles` follows it. src/kernels/wasm.ts repeats this layout.
+ * A block of C and the addresses of its operands. A `Tiles` follows it. src/core/kernels/wasm.ts repeats this layout.
  */
 @unmanaged
 class Job {

@@ -1,5 +1,5 @@
 // Builds the pages that the package carries, each to a module with its text:
-// - web/report → src/report/gen/template.ts: one file with its script and style inside, and places for title and data
+// - web/report → src/api/report/gen/template.ts: one file with its script and style inside, and places for title and data
 // - web/chat → src/serve/gen/chat-page.ts: the files of the server's page
 // With --check, only says whether the committed modules are up to date.
 import { createHash } from 'node:crypto'
@@ -56,7 +56,7 @@ const page = `<!doctype html>
 </html>
 `
 if (/<\/script|@@(title|generator|data)@@/.test(script)) throw new Error('the script holds what the page cannot carry')
-keep('src/report/gen/template.ts', 'report', { template: page })
+keep('src/api/report/gen/template.ts', 'report', { template: page })
 
 const [chatScript, chatStyle] = await built('chat')
 const [chatPage, mark] = ['chat/index.html', 'mark.svg'].map((name) => readFileSync(join(root, 'web', name), 'utf8'))

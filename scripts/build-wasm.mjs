@@ -1,4 +1,4 @@
-// Compiles kernels-asm/ to WebAssembly, and embeds the bytes in src/kernels/gen/. With --check it writes nothing, and
+// Compiles kernels-asm/ to WebAssembly, and embeds the bytes in src/core/kernels/gen/. With --check it writes nothing, and
 // fails if the embedded bytes differ from those of the sources.
 import { readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
@@ -46,7 +46,7 @@ for (const entry of MODULES) {
   const text = `// Generated from kernels-asm/${entry}.ts by scripts/build-wasm.mjs.\nexport const ${entry}Module = '${hex}'\n`
   if (!isCheck) writeFileSync(path, text)
   else if (text !== readFileSync(path, 'utf8')) {
-    console.error(`src/kernels/gen/${entry}.ts is stale: run npm run build:wasm and commit the result`)
+    console.error(`src/core/kernels/gen/${entry}.ts is stale: run npm run build:wasm and commit the result`)
     stale++
   }
 }

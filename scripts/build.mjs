@@ -1,5 +1,5 @@
 // Compiles src/ to dist/. Also makes dist/browser.js, the whole entry for browsers in a single module for pages without
-// a bundler, and dist/cli/bundle.js, the whole command line in a single module, which loads faster than hundreds. If
+// a bundler, and dist/app/cli/bundle.js, the whole command line in a single module, which loads faster than hundreds. If
 // neither the sources nor dist/ have changed since the last build, nothing is done. If only sources have changed, only
 // their modules are written, and modules without a source are removed. Otherwise dist/ is made again from nothing.
 import { execFileSync } from 'node:child_process'

@@ -8,7 +8,7 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { loadAdapter, loadModel, openSession, saveAdapter, train } from '../dist/node.js'
+import { loadAdapter, loadModel, openSession, saveAdapter, train } from '../dist/api/node.js'
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
 const { values, positionals: asked } = parseArgs({ allowPositionals: true, options: { chat: { type: 'string' } } })

@@ -25,8 +25,8 @@ const tests = readdirSync(join(root, 'tests'), { recursive: true })
 function others() {
   const has = (pattern) => changed.some((path) => pattern.test(path))
   const folders = ['tests/structure/']
-  if (has(/^src\/(cli|node)/)) folders.push('tests/cli/')
-  if (has(/\.md$/)) folders.push('tests/index/documents')
+  if (has(/^src\/(cli|node)/)) folders.push('tests/app/cli/')
+  if (has(/\.md$/)) folders.push('tests/api/documents')
   const suites = new Set(changed.flatMap((path) => /^tests\/golden\/([\w-]+)/.exec(path)?.[1] ?? []))
   return tests.filter((path) => {
     if (folders.some((folder) => path.startsWith(folder))) return true

@@ -44,7 +44,7 @@ cpSync(path.join(site, 'index.md'), path.join(pages, 'index.md'))
 
 /** Makes the page of errors: each class with its code and docstring. */
 function errorsPage() {
-  const file = path.join(root, 'src/base/errors.ts')
+  const file = path.join(root, 'src/core/base/errors.ts')
   const source = ts.createSourceFile(file, read(file), ts.ScriptTarget.ES2022, true)
   const found = source.statements.filter(ts.isClassDeclaration).flatMap((node) => {
     const code = /\bcode = '(\w+)'/.exec(node.getText())?.[1]

@@ -1,4 +1,4 @@
-// A plugin of TypeDoc. The verbs of src/index/verbs.ts are constants that have the type of a function in another file,
+// A plugin of TypeDoc. The verbs of src/api/verbs.ts are constants that have the type of a function in another file,
 // so that this file loads with the first call. Their pages are pages of functions, with parameters and results.
 
 import { Context, ReflectionKind } from 'typedoc'

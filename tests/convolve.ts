@@ -1,7 +1,7 @@
 // A two-dimensional convolution, straight from its definition.
 
-import { elementCount } from '../src/base/tensor.js'
-import type { FloatArray, Tensor } from '../src/node.js'
+import type { FloatArray, Tensor } from '../src/api/node.js'
+import { elementCount } from '../src/core/base/tensor.js'
 
 /** y[n, o, p, q] = Σ w[o, c, i, j] · x[n, c, p·stride + i·dilation − padding, …], by the definition. */
 export function convolve(

@@ -2,13 +2,13 @@
 // structured clones, as between threads.
 
 import { MessageChannel, type MessagePort } from 'node:worker_threads'
-import { usePlatform } from '../src/index/platform/platform.js'
-import { InferEngine } from '../src/infer/engine.js'
-import { nodePlatform } from '../src/node/platform.js'
-import type { EngineKind } from '../src/runtime/host.js'
-import type { Port } from '../src/runtime/rpc.js'
-import { serveEngine } from '../src/runtime/serve.js'
-import { TrainEngine } from '../src/train/engine.js'
+import { nodePlatform } from '../src/api/node/platform.js'
+import { usePlatform } from '../src/api/platform/platform.js'
+import type { EngineKind } from '../src/onnx/runtime/host.js'
+import type { Port } from '../src/onnx/runtime/rpc.js'
+import { serveEngine } from '../src/onnx/runtime/serve.js'
+import { InferEngine } from '../src/run/engine.js'
+import { TrainEngine } from '../src/train/engine/engine.js'
 
 function portOf(port: MessagePort): Port {
   port.unref()

@@ -28,7 +28,7 @@ export const entries = Object.entries<{ node?: string | { default: string } }>(e
 /** Leads the names of the entries to src/, and so what scripts import from the build. */
 export const alias = [...entries, { find: /^(?:\.\.\/)+dist\/(.*)\.js$/, replacement: join(ROOT, 'src/$1.ts') }]
 
-/** Leads addresses of modules in src/ to the bundle: `new URL('../src/node.js', import.meta.url)`. */
+/** Leads addresses of modules in src/ to the bundle: `new URL('../src/api/node.js', import.meta.url)`. */
 export const plugin: Plugin = {
   name: 'started-from-src',
   enforce: 'pre',

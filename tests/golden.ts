@@ -4,9 +4,6 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { expect } from 'vitest'
-import { encodeFloats } from '../src/base/dtype.js'
-import { parseSafetensorsHeader, readTensorF32, saveSafetensors } from '../src/formats/safetensors.js'
-import { NodeDirectory } from '../src/io/node/files.js'
 import {
   type Directory,
   type FloatArray,
@@ -17,7 +14,10 @@ import {
   MemoryDirectory,
   saveAdapter,
   type Tensor,
-} from '../src/node.js'
+} from '../src/api/node.js'
+import { encodeFloats } from '../src/core/base/dtype.js'
+import { NodeDirectory } from '../src/files/io/node/files.js'
+import { parseSafetensorsHeader, readTensorF32, saveSafetensors } from '../src/files/safetensors.js'
 
 /** Returns a path in tests/golden. */
 export function goldenPath(...parts: string[]): string {

@@ -2,7 +2,7 @@
 
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
-import type { Prompt, RgbImage } from '../src/node.js'
+import type { Prompt, RgbImage } from '../src/api/node.js'
 import { graphsFolder } from './several-graphs.js'
 
 export interface Continued {

@@ -3,9 +3,9 @@
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import { InferenceSession, Tensor } from 'onnxruntime-node'
-import { parseSafetensorsHeader, readTensorF32 } from '../src/formats/safetensors.js'
-import { NodeDirectory } from '../src/io/node/files.js'
-import type { Feeds } from '../src/node.js'
+import type { Feeds } from '../src/api/node.js'
+import { NodeDirectory } from '../src/files/io/node/files.js'
+import { parseSafetensorsHeader, readTensorF32 } from '../src/files/safetensors.js'
 import { goldenPath } from './golden.js'
 
 export interface ExpectedGraphs {

@@ -3,7 +3,7 @@
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import { InferenceSession, Tensor } from 'onnxruntime-node'
-import type { Feeds, RuntimeTensor } from '../src/node.js'
+import type { Feeds, RuntimeTensor } from '../src/api/node.js'
 import { graphsFolder, graphsNumbers, int64, lastRows } from './several-graphs.js'
 
 type Graph = 'vision_encoder' | 'embed_tokens' | 'decoder'

@@ -1,6 +1,6 @@
 // lowrank's side of run.mjs.
 import * as ort from 'onnxruntime-node'
-import { loadModel, openSession } from '../../dist/node.js'
+import { loadModel, openSession } from '../../dist/api/node.js'
 import { measured, PROMPT, timed } from './shared.mjs'
 
 const [, , folder, dtype, tokens, threads, texts, , level] = process.argv

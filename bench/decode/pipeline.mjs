@@ -2,7 +2,7 @@
 // lowrank's session.
 import { createRequire } from 'node:module'
 import { basename, dirname, join } from 'node:path'
-import { pipelineWithAdapters } from '../../dist/transformers/node/entry.js'
+import { pipelineWithAdapters } from '../../dist/app/transformers/node/entry.js'
 import { measured, PROMPT, timeInPlace } from './shared.mjs'
 
 const [, , folder, dtype, , threads, , from, adapter] = process.argv

@@ -14,9 +14,9 @@ import { cpus, loadavg, tmpdir } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { findLinears } from '../../dist/graph/match/linears.js'
-import { readGraph } from '../../dist/graph/view/graph.js'
-import { LoraAdapter, loadModel, saveAdapter } from '../../dist/node.js'
+import { LoraAdapter, loadModel, saveAdapter } from '../../dist/api/node.js'
+import { findLinears } from '../../dist/model/match/linears.js'
+import { readGraph } from '../../dist/onnx/view/graph.js'
 
 const here = dirname(fileURLToPath(import.meta.url))
 const { values: options } = parseArgs({

@@ -3,10 +3,10 @@
 // a token reads a single row of them.
 
 import * as ort from 'onnxruntime-node'
-import { ModelProtoSchema, TensorProto_DataType } from '../../dist/formats/onnx/gen/onnx_pb.js'
-import { create, toBinary } from '../../dist/formats/onnx/protobuf.js'
-import { readGraph } from '../../dist/graph/view/graph.js'
-import { loadModel } from '../../dist/node.js'
+import { loadModel } from '../../dist/api/node.js'
+import { ModelProtoSchema, TensorProto_DataType } from '../../dist/onnx/format/gen/onnx_pb.js'
+import { create, toBinary } from '../../dist/onnx/format/protobuf.js'
+import { readGraph } from '../../dist/onnx/view/graph.js'
 import { measured } from './shared.mjs'
 
 const [, , folder, dtype, tokens, threads] = process.argv

@@ -63,7 +63,7 @@ def main():
 
         def lowrank(*words):
             started = time.time()
-            command = ["node", str(ROOT / "dist/cli/main.js"), *words]
+            command = ["node", str(ROOT / "dist/app/cli/main.js"), *words]
             done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
             if done.returncode != 0:
                 sys.exit(done.stderr)

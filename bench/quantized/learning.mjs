@@ -11,7 +11,7 @@ import { readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { loadModel, train } from '../../dist/node.js'
+import { loadModel, train } from '../../dist/api/node.js'
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,

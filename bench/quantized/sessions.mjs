@@ -13,9 +13,9 @@ import { mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs'
 import { cpus, loadavg, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
-import { findLinears } from '../../dist/graph/match/linears.js'
-import { Graph } from '../../dist/graph/view/graph.js'
-import { LoraAdapter, loadModel, merge, openSession } from '../../dist/node.js'
+import { LoraAdapter, loadModel, merge, openSession } from '../../dist/api/node.js'
+import { findLinears } from '../../dist/model/match/linears.js'
+import { Graph } from '../../dist/onnx/view/graph.js'
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,

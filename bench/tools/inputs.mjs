@@ -4,7 +4,7 @@
 import { closeSync, mkdirSync, openSync, writeFileSync, writeSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { LoraAdapter, saveAdapter } from '../../dist/node.js'
+import { LoraAdapter, saveAdapter } from '../../dist/api/node.js'
 
 export const SHAPES = {
   'self_attn.q_proj': [2048, 2048],

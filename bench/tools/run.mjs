@@ -34,9 +34,9 @@ import { cpus, loadavg, tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { disposeKernels } from '../../dist/kernels/index.js'
-import { streamedSvd } from '../../dist/linalg/streamed-svd.js'
-import { convertAdapter, LoraAdapter, resize } from '../../dist/node.js'
+import { convertAdapter, LoraAdapter, resize } from '../../dist/api/node.js'
+import { disposeKernels } from '../../dist/core/kernels/index.js'
+import { streamedSvd } from '../../dist/core/linalg/streamed-svd.js'
 import { change, noise, writeModel } from './inputs.mjs'
 
 const { values } = parseArgs({
@@ -57,7 +57,7 @@ const [rounds, size, layers, peerLayers] = ['rounds', 'size', 'layers', 'peer-la
 )
 const folder = mkdtempSync(join(values.folder, 'lowrank-tools-'))
 const here = dirname(fileURLToPath(import.meta.url))
-const cli = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
+const cli = fileURLToPath(new URL('../../dist/app/cli/main.js', import.meta.url))
 
 const median = (list) => list.toSorted((a, b) => a - b)[Math.floor(list.length / 2)]
 const shown = (list, unit = 's') => {

@@ -1,7 +1,7 @@
 // Runs one input after another for the runner, in a separate process: if an input hangs or takes all memory, only this
 // process ends.
 
-import { LowrankError } from '../../dist/base/errors.js'
+import { LowrankError } from '../../dist/core/base/errors.js'
 import { randomFrom } from './random.mjs'
 import { targets } from './targets.mjs'
 

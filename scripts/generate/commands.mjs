@@ -4,8 +4,8 @@
 
 import { writeFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
-import { COMMANDS } from '../../dist/cli/program.js'
-import { commandHelp } from '../../dist/cli/show/help.js'
+import { COMMANDS } from '../../dist/app/cli/program.js'
+import { commandHelp } from '../../dist/app/cli/show/help.js'
 
 const PAGE = fileURLToPath(new URL('../../docs/commands.md', import.meta.url))
 const HEAD = [

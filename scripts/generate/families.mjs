@@ -1,4 +1,4 @@
-// Writes src/families/gen/types.ts, which joins the files of src/families. Git ignores it, so that adding a family
+// Writes src/model/families/gen/types.ts, which joins the files of src/model/families. Git ignores it, so that adding a family
 // means adding a file. The build makes it, and vitest before the tests.
 //
 //   node scripts/generate/families.mjs
@@ -7,7 +7,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, writeFile
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
-const FOLDER = fileURLToPath(new URL('../../src/families', import.meta.url))
+const FOLDER = fileURLToPath(new URL('../../src/model/families', import.meta.url))
 const OUT = join(FOLDER, 'gen', 'types.ts')
 
 /** Files without types of models. */

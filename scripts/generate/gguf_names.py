@@ -1,6 +1,6 @@
 """Names of weights in GGUF files, as llama.cpp's own tables have them.
 
-    gguf_names.py LLAMA_CPP [--out src/exchange/gguf/gen/tables.ts]
+    gguf_names.py LLAMA_CPP [--out src/merge/exchange/gguf/gen/tables.ts]
 
 LLAMA_CPP is a checkout of ggml-org/llama.cpp, such as the one that the npm package node-llama-cpp 3.22.1 ships as
 llama/gitRelease.bundle (llama.cpp v0.5.0). Needs torch, transformers and numpy of scripts/golden/requirements.txt.
@@ -36,7 +36,7 @@ def way_of(cls):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("llama_cpp", type=pathlib.Path)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parents[2] / "src/exchange/gguf/gen/tables.ts")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parents[2] / "src/merge/exchange/gguf/gen/tables.ts")
     args = parser.parse_args()
     sys.path[:0] = [str(args.llama_cpp / "gguf-py"), str(args.llama_cpp)]
     import gguf

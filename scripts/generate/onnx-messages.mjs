@@ -1,4 +1,4 @@
-// Turns protoc-gen-es's file into the file that src/formats/onnx/protobuf.ts reads: types stay, descriptors become a
+// Turns protoc-gen-es's file into the file that src/onnx/format/protobuf.ts reads: types stay, descriptors become a
 // table of fields, and enums become objects that bundlers can leave out. The library that reads descriptors is larger
 // than all other code for ONNX's files. The tests compare with this library, so they keep the original file.
 // `npm run generate` calls this script after buf.
@@ -8,12 +8,12 @@ import { fileURLToPath } from 'node:url'
 import { ScalarType } from '@bufbuild/protobuf'
 import { fileDesc } from '@bufbuild/protobuf/codegenv2'
 
-const file = fileURLToPath(new URL('../../src/formats/onnx/gen/onnx_pb.ts', import.meta.url))
+const file = fileURLToPath(new URL('../../src/onnx/format/gen/onnx_pb.ts', import.meta.url))
 const source = readFileSync(file, 'utf8')
 const [, encoded] = /fileDesc\("([^"]*)"\)/.exec(source)
 const parts = encoded.match(/.{1,110}/g).map((part) => `    '${part}',\n`)
 writeFileSync(
-  new URL('../../tests/formats/gen/onnx-descriptor.ts', import.meta.url),
+  new URL('../../tests/onnx/format/gen/onnx-descriptor.ts', import.meta.url),
   `import { fileDesc } from '@bufbuild/protobuf/codegenv2'\n\nexport const file = fileDesc(\n  [\n${parts.join('')}  ].join(''),\n)\n`,
 )
 

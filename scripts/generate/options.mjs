@@ -15,37 +15,37 @@ import ts from 'typescript'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 
-const BASE = 'src/base/options.ts'
+const BASE = 'src/core/base/options.ts'
 
 /** Generated file → files with the types → interfaces whose options the generated file checks. */
 const TABLES = {
-  'src/index/gen/options.ts': {
-    'src/index/adapters.ts': ['ToPlainOptions'],
-    'src/index/evaluation.ts': ['EvaluateOptions'],
-    'src/index/export/handoff.ts': ['HandoffOptions'],
-    'src/index/inspect.ts': ['InspectOptions'],
-    'src/index/merge-options.ts': ['MergeOptions', 'UnmergeOptions'],
-    'src/index/export/push.ts': ['PushOptions'],
-    'src/index/tools.ts': ['CombineOptions', 'ConvertAdapterOptions', 'DiffOptions', 'ExtractOptions', 'ResizeOptions'],
-    'src/index/train.ts': ['CheckDataOptions'],
-    'src/peft/adapter-folder.ts': ['SaveOptions'],
+  'src/api/gen/options.ts': {
+    'src/api/adapters.ts': ['ToPlainOptions'],
+    'src/api/evaluation.ts': ['EvaluateOptions'],
+    'src/api/export/handoff.ts': ['HandoffOptions'],
+    'src/api/inspect.ts': ['InspectOptions'],
+    'src/api/merge-options.ts': ['MergeOptions', 'UnmergeOptions'],
+    'src/api/export/push.ts': ['PushOptions'],
+    'src/api/tools.ts': ['CombineOptions', 'ConvertAdapterOptions', 'DiffOptions', 'ExtractOptions', 'ResizeOptions'],
+    'src/api/train.ts': ['CheckDataOptions'],
+    'src/lora/peft/adapter-folder.ts': ['SaveOptions'],
     'src/train/options.ts': ['TrainOptions'],
     'src/train/train-report.ts': ['TrainEvents'],
   },
   // A smaller table, for pages that only run adapters.
-  'src/index/gen/run-options.ts': {
-    'src/index/hub.ts': ['HubOptions'],
-    'src/index/model.ts': ['LoadModelOptions'],
-    'src/index/session.ts': ['OpenSessionOptions'],
-    'src/peft/open.ts': ['LoadOptions'],
+  'src/api/gen/run-options.ts': {
+    'src/api/hub.ts': ['HubOptions'],
+    'src/api/model.ts': ['LoadModelOptions'],
+    'src/api/session.ts': ['OpenSessionOptions'],
+    'src/lora/peft/open.ts': ['LoadOptions'],
   },
   'src/lora/gen/options.ts': {
     'src/lora/config.ts': ['LoraConfig'],
     'src/lora/kinds/stored.ts': ['ReplacementOptions'],
   },
-  'src/infer/gen/options.ts': {
-    'src/infer/generate/sampling.ts': ['SamplingOptions'],
-    'src/infer/session.ts': [
+  'src/run/gen/options.ts': {
+    'src/run/generate/sampling.ts': ['SamplingOptions'],
+    'src/run/session.ts': [
       'ClassifyOptions',
       'EmbedOptions',
       'GenerateOptions',
@@ -54,9 +54,9 @@ const TABLES = {
       'TagOptions',
     ],
   },
-  'src/loop/gen/options.ts': {
-    'src/loop/distill.ts': ['DistillOptions'],
-    'src/loop/grpo-loss.ts': ['GrpoOptions'],
+  'src/train/loop/gen/options.ts': {
+    'src/train/loop/distill.ts': ['DistillOptions'],
+    'src/train/loop/grpo-loss.ts': ['GrpoOptions'],
     'src/train/graders.ts': [
       'LabelModelGrader',
       'MultiGrader',
@@ -65,22 +65,22 @@ const TABLES = {
       'StringCheckGrader',
       'TextSimilarityGrader',
     ],
-    'src/loop/trainer-options.ts': ['ForwardBackwardOptions', 'SampleOptions', 'StepOptions', 'TrainerOptions'],
+    'src/train/loop/trainer-options.ts': ['ForwardBackwardOptions', 'SampleOptions', 'StepOptions', 'TrainerOptions'],
   },
   'src/serve/gen/options.ts': {
     'src/serve/handler-options.ts': ['HandlerOptions'],
     'src/serve/jobs/node/training-in.ts': ['TrainingOptions'],
     'src/serve/node/listen.ts': ['ListenOptions'],
   },
-  'src/tasks/gen/options.ts': {
-    'src/tasks/dpo.ts': ['DpoOptions'],
-    'src/tasks/embedding.ts': ['EmbeddingOptions'],
-    'src/tasks/kto.ts': ['KtoOptions'],
-    'src/tasks/labels/label-problems.ts': ['LabelOptions'],
-    'src/tasks/token-classification.ts': ['TagOptions'],
+  'src/train/tasks/gen/options.ts': {
+    'src/train/tasks/dpo.ts': ['DpoOptions'],
+    'src/train/tasks/embedding.ts': ['EmbeddingOptions'],
+    'src/train/tasks/kto.ts': ['KtoOptions'],
+    'src/train/tasks/labels/label-problems.ts': ['LabelOptions'],
+    'src/train/tasks/token-classification.ts': ['TagOptions'],
   },
   'src/train/gen/options.ts': { 'src/train/settings.ts': ['TrainSettings'] },
-  'src/transformers/gen/options.ts': { 'src/transformers/verbs.ts': ['PipelineOptions'] },
+  'src/app/transformers/gen/options.ts': { 'src/app/transformers/verbs.ts': ['PipelineOptions'] },
 }
 
 /** Interfaces whose members are options of the command line. */
@@ -111,17 +111,17 @@ const DEFAULTS = {
  * Kinds that are written by hand: the name of a type or an option → the constant, its file, and how a flag writes it.
  */
 const KINDS = {
-  'AdapterSessionOptions.adapters': ['NAMED_ADAPTERS', 'src/index/source-values.ts'],
-  'CombineOptions.adapters': ['ADAPTER_LIST', 'src/index/source-values.ts'],
-  'EvaluateOptions.adapters': ['NAMED_ADAPTERS', 'src/index/source-values.ts'],
-  'StreamOptions.logitBias': ['LOGIT_BIAS', 'src/infer/media-values.ts'],
-  'StreamOptions.stopTokenIds': ['TOKEN_IDS', 'src/infer/media-values.ts'],
+  'AdapterSessionOptions.adapters': ['NAMED_ADAPTERS', 'src/model/source-values.ts'],
+  'CombineOptions.adapters': ['ADAPTER_LIST', 'src/model/source-values.ts'],
+  'EvaluateOptions.adapters': ['NAMED_ADAPTERS', 'src/model/source-values.ts'],
+  'StreamOptions.logitBias': ['LOGIT_BIAS', 'src/run/media-values.ts'],
+  'StreamOptions.stopTokenIds': ['TOKEN_IDS', 'src/run/media-values.ts'],
   'HandlerOptions.apiKeys': ['API_KEYS', 'src/serve/keys.ts'],
-  'HandlerOptions.adapters': ['NAMED_ADAPTERS', 'src/index/source-values.ts'],
+  'HandlerOptions.adapters': ['NAMED_ADAPTERS', 'src/model/source-values.ts'],
   'HandlerOptions.session': ['OBJECT', BASE],
   'HandlerOptions.training': ['OBJECT', BASE],
   'HubOptions.endpoint': ['ENDPOINT', BASE],
-  'LabelOptions.classWeights': ['CLASS_WEIGHTS', 'src/tasks/task-values.ts'],
+  'LabelOptions.classWeights': ['CLASS_WEIGHTS', 'src/train/tasks/task-values.ts'],
   'LoraConfig.targetModules': ['MODULES', 'src/lora/config-kinds.ts', 'names'],
   'LoraConfig.excludeModules': ['MODULES', 'src/lora/config-kinds.ts', 'names'],
   'LoraConfig.layersPattern': ['MODULES', 'src/lora/config-kinds.ts', 'names'],
@@ -134,25 +134,25 @@ const KINDS = {
   'LoraConfig.init': ['INIT', 'src/lora/config-kinds.ts', 'word'],
   'LoraConfig.baseModel': ['STRING', BASE],
   'LoraConfig.taskType': ['STRING', BASE],
-  'MergeOptions.adapters': ['ADAPTERS', 'src/index/source-values.ts'],
-  'OpenSessionOptions.adapters': ['NAMED_ADAPTERS', 'src/index/source-values.ts'],
-  'PipelineOptions.adapters': ['NAMED_ADAPTERS', 'src/index/source-values.ts'],
+  'MergeOptions.adapters': ['ADAPTERS', 'src/model/source-values.ts'],
+  'OpenSessionOptions.adapters': ['NAMED_ADAPTERS', 'src/model/source-values.ts'],
+  'PipelineOptions.adapters': ['NAMED_ADAPTERS', 'src/model/source-values.ts'],
   'ScoreModelGrader.range': ['NUMBERS', BASE],
-  'StreamOptions.images': ['IMAGES', 'src/infer/media-values.ts'],
-  'TagOptions.tagNames': ['TAG_NAMES', 'src/tasks/task-values.ts'],
+  'StreamOptions.images': ['IMAGES', 'src/run/media-values.ts'],
+  'TagOptions.tagNames': ['TAG_NAMES', 'src/train/tasks/task-values.ts'],
   'TrainOptions.graderModels': ['OBJECT', BASE, 'pairs'],
   'TrainingOptions.graderModels': ['OBJECT', BASE, 'pairs'],
-  'UnmergeOptions.adapters': ['ADAPTERS', 'src/index/source-values.ts'],
-  AdapterChoice: ['ONE_CHOICE', 'src/infer/adapters/choice.ts'],
-  Data: ['DATA', 'src/index/source-values.ts', 'files'],
-  LoraAdapter: ['ADAPTER', 'src/index/source-values.ts'],
+  'UnmergeOptions.adapters': ['ADAPTERS', 'src/model/source-values.ts'],
+  AdapterChoice: ['ONE_CHOICE', 'src/run/adapters/choice.ts'],
+  Data: ['DATA', 'src/model/source-values.ts', 'files'],
+  LoraAdapter: ['ADAPTER', 'src/model/source-values.ts'],
   LoraConfigInput: ['OBJECT', BASE],
-  Model: ['MODEL', 'src/index/source-values.ts', 'source'],
-  RuntimeHost: ['RUNTIME', 'src/index/source-values.ts'],
-  SignalLike: ['SIGNAL', 'src/base/options.ts'],
-  Source: ['SOURCE', 'src/index/source-values.ts', 'source'],
-  Target: ['TARGET', 'src/index/source-values.ts', 'target'],
-  TokenChoice: ['TOKEN', 'src/index/source-values.ts', 'token'],
+  Model: ['MODEL', 'src/model/source-values.ts', 'source'],
+  RuntimeHost: ['RUNTIME', 'src/model/source-values.ts'],
+  SignalLike: ['SIGNAL', 'src/core/base/options.ts'],
+  Source: ['SOURCE', 'src/model/source-values.ts', 'source'],
+  Target: ['TARGET', 'src/model/source-values.ts', 'target'],
+  TokenChoice: ['TOKEN', 'src/model/source-values.ts', 'token'],
   LoopName: ['NAME', BASE, 'text'],
   TaskName: ['NAME', BASE, 'text'],
 }
@@ -437,7 +437,7 @@ function flagFile() {
 
 const made = {
   ...Object.fromEntries(Object.entries(TABLES).map(([out, files]) => [out, tableFile(out, files)])),
-  'src/cli/gen/options.ts': flagFile(),
+  'src/app/cli/gen/options.ts': flagFile(),
 }
 
 const isCheck = process.argv.includes('--check')

@@ -2,7 +2,7 @@
 
     linalg.py [--out tests/golden/linalg.json]
 
-All in float64. A matrix is named by its shape and seed (`uniform` below, and in tests/linalg/matrices.ts), or by a tensor of
+All in float64. A matrix is named by its shape and seed (`uniform` below, and in tests/core/linalg/matrices.ts), or by a tensor of
 models/union-3m.
 """
 import argparse

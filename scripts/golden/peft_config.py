@@ -1,6 +1,6 @@
 """PEFT's LoraConfig: its fields, and adapters whose fields change what a folder means for the base.
 
-    peft_config.py [--out tests/golden/config] [--table src/peft/gen/default-targets.ts]
+    peft_config.py [--out tests/golden/config] [--table src/lora/peft/gen/default-targets.ts]
 
 fields.json: the dataclass's fields with their defaults as JSON. tied-*: adapters of a model with tied embeddings and
 ensure_weight_tying. Of each: the folder as PEFT writes it, expected.json, and tensors.safetensors

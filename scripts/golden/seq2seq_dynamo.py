@@ -3,7 +3,7 @@
     seq2seq_dynamo.py OUT
 
 Needs requirements.txt and onnxscript, and a build of lowrank. The models are those of tests/golden/graphs, made again
-from graphs.py's seed. The losses and weights of those are PEFT's, as tests/tasks/seq2seq.test.ts checks.
+from graphs.py's seed. The losses and weights of those are PEFT's, as tests/train/tasks/seq2seq.test.ts checks.
 """
 import pathlib
 import shutil

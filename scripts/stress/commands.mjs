@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url'
 
 export const root = fileURLToPath(new URL('../../', import.meta.url))
 const golden = (path) => join(root, 'tests/golden', path)
-const binary = join(root, 'dist/cli/main.js')
+const binary = join(root, 'dist/app/cli/main.js')
 const preload = (name) => ['--import', new URL(`${name}.mjs`, import.meta.url).href]
 
 const DATA = join(root, 'models/data/whaling.eval.jsonl')

@@ -14,8 +14,8 @@ import {
   TensorProtoSchema,
   TypeProtoSchema,
   ValueInfoProtoSchema,
-} from '../../dist/formats/onnx/gen/onnx_pb.js'
-import { create, fromBinary, toBinary } from '../../dist/formats/onnx/protobuf.js'
+} from '../../dist/onnx/format/gen/onnx_pb.js'
+import { create, fromBinary, toBinary } from '../../dist/onnx/format/protobuf.js'
 import { root } from './commands.mjs'
 
 const { BOOL, INT64 } = TensorProto_DataType

@@ -36,7 +36,7 @@ export class JobServer {
       'off',
       ...this.options,
     ]
-    const child = spawn(process.execPath, [join(root, 'dist/cli/main.js'), ...args], {
+    const child = spawn(process.execPath, [join(root, 'dist/app/cli/main.js'), ...args], {
       cwd: root,
       env: { ...process.env, LOWRANK_ADMIN_KEY: 'root' },
       stdio: ['ignore', 'ignore', 'pipe'],
@@ -124,7 +124,7 @@ export class JobServer {
   /** Runs a job's own command, and returns the folder of its result. */
   repeat({ lowrank }, out) {
     const args = lowrank.command.replace('DIR', out).split(' ').slice(1)
-    execFileSync(process.execPath, [join(root, 'dist/cli/main.js'), ...args], { cwd: root, stdio: 'pipe' })
+    execFileSync(process.execPath, [join(root, 'dist/app/cli/main.js'), ...args], { cwd: root, stdio: 'pipe' })
     return out
   }
 

@@ -3,7 +3,7 @@
 //   node --expose-gc sessions.mjs SECONDS RUNS
 
 import { join } from 'node:path'
-import { loadAdapter, openSession } from '../../dist/node.js'
+import { loadAdapter, openSession } from '../../dist/api/node.js'
 import { root } from './commands.mjs'
 
 /** Pools of the runtime and the engine take up to 70 MiB, regardless of the number of runs. */

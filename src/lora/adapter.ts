@@ -1,9 +1,9 @@
 // LoraAdapter: an ordered map of named parts that share a config. Folders hold it, training returns it, merging and
 // sessions take it. Most parts are linear layers. The other kinds cover everything else that PEFT saves.
 
-import type { FloatDtype } from '../base/dtype.js'
-import { ConfigError, didYouMean, MismatchError, StateError } from '../base/errors.js'
-import type { FloatArray, Matrix, MatrixLike, Tensor } from '../base/tensor.js'
+import type { FloatDtype } from '../core/base/dtype.js'
+import { ConfigError, didYouMean, MismatchError, StateError } from '../core/base/errors.js'
+import type { FloatArray, Matrix, MatrixLike, Tensor } from '../core/base/tensor.js'
 import { type LoraConfig, type LoraConfigInput, resolveConfig } from './config.js'
 import type { LayerVectors } from './factors.js'
 import { ConvolutionLora } from './kinds/convolution.js'

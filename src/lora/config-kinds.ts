@@ -1,6 +1,6 @@
 // The kinds of values that a LoraConfig's settings can have, for the table of options (gen/options.ts).
 
-import { isObject, type Kind, kind, listOf, NAME, ranged } from '../base/options.js'
+import { isObject, type Kind, kind, listOf, NAME, ranged } from '../core/base/options.js'
 import { isInit, STARTS } from './init/inits.js'
 
 /** Every entry is compared with every tensor. Nobody lists more modules or parameters than this. */

@@ -1,9 +1,9 @@
 // LoraConfig, which is checked once and frozen. The names are PEFT's in camelCase, except for rank, alpha and dropout,
 // which are the names in Hu et al. 2021 (arXiv 2106.09685).
 
-import { ConfigError } from '../base/errors.js'
-import { checkArgument, checkOptions, describe, isObject, OBJECT, STRING } from '../base/options.js'
-import type { Shaped } from '../base/tensor.js'
+import { ConfigError } from '../core/base/errors.js'
+import { checkArgument, checkOptions, describe, isObject, OBJECT, STRING } from '../core/base/options.js'
+import type { Shaped } from '../core/base/tensor.js'
 import { LORA_CONFIG, LORA_CONFIG_DEFAULTS } from './gen/options.js'
 import { changesBase, type Init, takesFromBase } from './init/inits.js'
 import { matchTimeOf, patternTable, targetMatcher } from './patterns/patterns.js'

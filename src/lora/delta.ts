@@ -1,7 +1,7 @@
 // Adds s·B·A to a weight in place (Hu et al. 2021, arXiv 2106.09685, section 4.1), or to blocks of a stored weight.
 
-import { type FloatArray, type Matrix, transpose, zeros } from '../base/tensor.js'
-import { inPrecisionOf, product } from '../linalg/product.js'
+import { type FloatArray, type Matrix, transpose, zeros } from '../core/base/tensor.js'
+import { inPrecisionOf, product } from '../core/linalg/product.js'
 
 export interface FactorPair {
   /** (r, k) */

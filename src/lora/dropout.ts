@@ -1,7 +1,7 @@
 // Applies inverted dropout (Srivastava et al. 2014) to the input of a LoRA branch, and to its gradient.
 
-import type { Random } from '../base/random.js'
-import type { Matrix } from '../base/tensor.js'
+import type { Random } from '../core/base/random.js'
+import type { Matrix } from '../core/base/tensor.js'
 
 /**
  * Drops elements in place and scales the others by 1/(1 − p). Returns a mask, which is 1 for each element that stays.

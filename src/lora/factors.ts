@@ -1,9 +1,9 @@
 // Makes and checks the values that a layer is constructed from.
 
-import { ConfigError, ShapeError, StateError, UnsupportedError } from '../base/errors.js'
-import { checkArgument, describe, OBJECT } from '../base/options.js'
-import { type FloatArray, formatShape, type Matrix, type MatrixLike, toMatrix } from '../base/tensor.js'
-import { copyAs } from '../linalg/product.js'
+import { ConfigError, ShapeError, StateError, UnsupportedError } from '../core/base/errors.js'
+import { checkArgument, describe, OBJECT } from '../core/base/options.js'
+import { type FloatArray, formatShape, type Matrix, type MatrixLike, toMatrix } from '../core/base/tensor.js'
+import { copyAs } from '../core/linalg/product.js'
 import { configForShape, type LoraConfig, scalingOf } from './config.js'
 import { addDelta, rowNorms } from './delta.js'
 import { firstFactors, takenFromBase } from './init/initializers.js'

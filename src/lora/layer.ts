@@ -2,8 +2,8 @@
 // 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, section 4.1). It can also have a
 // magnitude for each row (DoRA, Liu et al. 2024, arXiv 2402.09353) and a bias of B (PEFT's lora_bias).
 
-import { NumericError, StateError } from '../base/errors.js'
-import { Random } from '../base/random.js'
+import { NumericError, StateError } from '../core/base/errors.js'
+import { Random } from '../core/base/random.js'
 import {
   checkShape,
   type FloatArray,
@@ -12,8 +12,8 @@ import {
   type MatrixLike,
   type Tensor,
   toMatrix,
-} from '../base/tensor.js'
-import { copyAs, inPrecisionOf, normOfProduct, product } from '../linalg/product.js'
+} from '../core/base/tensor.js'
+import { copyAs, inPrecisionOf, normOfProduct, product } from '../core/linalg/product.js'
 import {
   configForFactors,
   configForLayer,

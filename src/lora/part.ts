@@ -1,8 +1,8 @@
 // The members that all parts of an adapter have. `PartView` describes parts in memory and in files alike.
 
-import type { FloatDtype, TensorDtype } from '../base/dtype.js'
-import { NumericError } from '../base/errors.js'
-import { elementCount, type FloatArray, type Shaped, type Tensor } from '../base/tensor.js'
+import type { FloatDtype, TensorDtype } from '../core/base/dtype.js'
+import { NumericError } from '../core/base/errors.js'
+import { elementCount, type FloatArray, type Shaped, type Tensor } from '../core/base/tensor.js'
 import { type LoraConfig, scalingOf } from './config.js'
 
 /**

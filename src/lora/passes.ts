@@ -4,8 +4,8 @@
 // The order in the second formula is PEFT's: dropout also applies to the base's part of the difference. In the
 // gradients, the norms count as constants (section 4.3 of Liu et al.).
 
-import type { FloatArray, Matrix } from '../base/tensor.js'
-import { addScaled, copyAs, product } from '../linalg/product.js'
+import type { FloatArray, Matrix } from '../core/base/tensor.js'
+import { addScaled, copyAs, product } from '../core/linalg/product.js'
 import { scale } from './delta.js'
 
 /** The tensors of a layer, in the base weight's precision. */

@@ -1,6 +1,6 @@
 // Refuses adapters that a use cannot handle, and names the reason.
 
-import { MismatchError, UnsupportedError } from '../base/errors.js'
+import { MismatchError, UnsupportedError } from '../core/base/errors.js'
 import type { LoraConfig } from './config.js'
 import { changesBase, isComputedFromBase } from './init/inits.js'
 import { type PartKind, type PartView, tensorsOf } from './part.js'

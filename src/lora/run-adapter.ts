@@ -1,7 +1,7 @@
 // Adapters as runs use them: a whole LoraAdapter, or only the values of its linear layers, which need none of the code
 // that computes with layers.
 
-import type { Matrix } from '../base/tensor.js'
+import type { Matrix } from '../core/base/tensor.js'
 import type { AdapterPart, BaseRecord, LoraAdapter } from './adapter.js'
 import { type LoraConfig, scalingOf } from './config.js'
 import { changesBase } from './init/inits.js'

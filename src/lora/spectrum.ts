@@ -1,8 +1,8 @@
 // Computes the singular values of a layer's change s·B·A, and how many of them matter.
 
-import { elementCount, type FloatArray, isAllFinite, type Matrix, type Tensor } from '../base/tensor.js'
-import { rowsOf } from '../linalg/product.js'
-import { singularValuesOfProduct } from '../linalg/svd.js'
+import { elementCount, type FloatArray, isAllFinite, type Matrix, type Tensor } from '../core/base/tensor.js'
+import { rowsOf } from '../core/linalg/product.js'
+import { singularValuesOfProduct } from '../core/linalg/svd.js'
 import type { FactorPair } from './delta.js'
 import { expertColumns } from './kinds/experts.js'
 

@@ -1,7 +1,7 @@
 // Finds the files of a base's folder that are copied into a result. Only listed names are copied, because a folder may
 // also hold private notes.
 
-import { type Directory, readLeniently, withSource, writeFile, writeThrough } from '../base/bytes.js'
+import { type Directory, readLeniently, withSource, writeFile, writeThrough } from '../core/base/bytes.js'
 
 /** Names from transformers 5 (VOCAB_FILES_NAMES) and older models. */
 const TOKENIZERS = [

@@ -1,7 +1,7 @@
 // Carries out the plan of a merge, file after file, in one or several threads. Large models need no more memory.
 
-import { type ByteSink, type ByteSource, type Directory, writeThrough, writeTogether } from '../base/bytes.js'
-import { FileError } from '../base/errors.js'
+import { type ByteSink, type ByteSource, type Directory, writeThrough, writeTogether } from '../core/base/bytes.js'
+import { FileError } from '../core/base/errors.js'
 import { mergeChunks } from './chunk-loop.js'
 import { ChangeSums, type MergeReport } from './merge-report.js'
 import { type OpenMerge, sizeOf } from './open.js'

@@ -1,8 +1,8 @@
 // Chooses the kind of model that a merge reads and writes: a checkpoint or a graph.
 
-import type { Place } from '../base/bytes.js'
-import { ConfigError, FileError, UnsupportedError } from '../base/errors.js'
-import { type DtypeChoice, defaultGraphs } from '../graph/graph-file.js'
+import type { Place } from '../core/base/bytes.js'
+import { ConfigError, FileError, UnsupportedError } from '../core/base/errors.js'
+import { type DtypeChoice, defaultGraphs } from '../model/graph-file.js'
 import type { MergeFormat } from './merge-report.js'
 
 /** True for files of checkpoints. Pickles are among them, to be refused later with a better message. */

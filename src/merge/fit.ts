@@ -1,6 +1,6 @@
 // Reports how an adapter fits a base. A merge throws the first problem of its plan; this report lists all of them.
 
-import type { Directory, Place } from '../base/bytes.js'
+import type { Directory, Place } from '../core/base/bytes.js'
 import type { ChosenFormat } from './choose-format.js'
 import { openPlan } from './open.js'
 

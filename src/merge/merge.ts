@@ -1,6 +1,6 @@
 // Merges and unmerges into a Directory of any kind. merge/node/job.ts does it for paths, with threads.
 
-import { closing, type Directory } from '../base/bytes.js'
+import { closing, type Directory } from '../core/base/bytes.js'
 import { carryOut } from './carry-out.js'
 import { chooseFormat } from './choose-format.js'
 import type { MergePlanReport, MergeReport } from './merge-report.js'

@@ -1,7 +1,7 @@
 // Opens a checkpoint for a merge, and plans the merge into it.
 
-import { type Checkpoint, openCheckpoint } from '../formats/checkpoint.js'
-import { isEmbeddingModule, isHeadModule } from '../peft/tied.js'
+import { type Checkpoint, openCheckpoint } from '../files/checkpoint.js'
+import { isEmbeddingModule, isHeadModule } from '../lora/peft/tied.js'
 import { copyOf, textFile } from './base-files.js'
 import type { OpenBase, PlanInput } from './parts.js'
 import { knowBase } from './plan/base-model.js'

@@ -1,7 +1,7 @@
 // Opens the base and the adapters, and plans the merge. Nothing is written, and no weight is computed.
 
-import { closingOnError } from '../base/bytes.js'
-import type { OnnxModel } from '../formats/onnx/model.js'
+import { closingOnError } from '../core/base/bytes.js'
+import type { OnnxModel } from '../onnx/format/model.js'
 import type { ChosenFormat } from './choose-format.js'
 import type { MergePlanReport } from './merge-report.js'
 import type { MergeInput, PlanInput } from './parts.js'

@@ -1,6 +1,6 @@
 // The input of a merge, a base that is open for it, and the plan for the base.
 
-import type { ByteSource, Place } from '../base/bytes.js'
+import type { ByteSource, Place } from '../core/base/bytes.js'
 import type { ResultFile } from './base-files.js'
 import type { ChosenFormat } from './choose-format.js'
 import type { MergePlanReport, MergeSummary } from './merge-report.js'

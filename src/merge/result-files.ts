@@ -1,10 +1,10 @@
 // Lists the files of a result besides weights: copies from the base, a new config.json, and the adapters' chat template
 // and tokenizer.
 
-import { type Directory, readLeniently } from '../base/bytes.js'
-import { objectOf } from '../base/options.js'
+import { type Directory, readLeniently } from '../core/base/bytes.js'
+import { objectOf } from '../core/base/options.js'
 import { LoraAdapter } from '../lora/adapter.js'
-import { readChatTemplate, TEMPLATE_FILE } from '../peft/file-names.js'
+import { readChatTemplate, TEMPLATE_FILE } from '../lora/peft/file-names.js'
 import { copyOf, findBaseFiles, isTokenizerFile, type ResultFile, textFile } from './base-files.js'
 import type { PlanInput } from './parts.js'
 import { CONFIG_FILE } from './plan/config-edit.js'

@@ -1,10 +1,10 @@
 // The options of merging. Options that a format cannot honor are refused by name before anything is written.
 
-import type { FloatDtype } from '../base/dtype.js'
-import { ConfigError, UnsupportedError } from '../base/errors.js'
-import type { SignalLike } from '../base/globals.js'
-import type { DtypeChoice } from '../graph/graph-file.js'
-import type { ModuleMap } from '../graph/match/linears.js'
+import type { FloatDtype } from '../core/base/dtype.js'
+import { ConfigError, UnsupportedError } from '../core/base/errors.js'
+import type { SignalLike } from '../core/base/globals.js'
+import type { DtypeChoice } from '../model/graph-file.js'
+import type { ModuleMap } from '../model/match/linears.js'
 import type { MergeFormat, MergeProgress } from './merge-report.js'
 import type { TiedPolicy } from './plan/tied.js'
 

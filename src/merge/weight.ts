@@ -1,12 +1,12 @@
 // The computation of a merge: W + Σ w·s·B·A, rounded once to the written type (Hu et al. 2021, arXiv 2106.09685), or
 // m ⊙ (W + s·B·A) / ‖W + s·B·A‖ (DoRA, Liu et al. 2024, arXiv 2402.09353, equation 5), a chunk at a time.
 
-import type { ByteSource } from '../base/bytes.js'
-import { decodeWeights, encodeWeights, sizeOf, type WeightDtype } from '../base/dtype.js'
-import { NumericError } from '../base/errors.js'
-import { type FloatArray, isAllFinite } from '../base/tensor.js'
-import { BLOCK_ELEMENTS, COLUMN_MULTIPLE, type MergeKernel } from '../kernels/merge-kernel.js'
-import { createMergeKernel } from '../kernels/wasm-merge.js'
+import type { ByteSource } from '../core/base/bytes.js'
+import { decodeWeights, encodeWeights, sizeOf, type WeightDtype } from '../core/base/dtype.js'
+import { NumericError } from '../core/base/errors.js'
+import { type FloatArray, isAllFinite } from '../core/base/tensor.js'
+import { BLOCK_ELEMENTS, COLUMN_MULTIPLE, type MergeKernel } from '../core/kernels/merge-kernel.js'
+import { createMergeKernel } from '../core/kernels/wasm-merge.js'
 import type { Factor, FactorSlice, LayerFactors, LayerMagnitude } from './plan/adapters.js'
 import { CHUNK_BYTES, type Chunk, chunksOf, type OutputFile, type WeightPlan, windowsOf } from './plan/layout.js'
 

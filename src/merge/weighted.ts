@@ -1,7 +1,7 @@
 // The adapters of a merge with their weights, and the rules for weights.
 
-import type { Directory } from '../base/bytes.js'
-import { ConfigError, UnsupportedError } from '../base/errors.js'
+import type { Directory } from '../core/base/bytes.js'
+import { ConfigError, UnsupportedError } from '../core/base/errors.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { PartView } from '../lora/part.js'
 

@@ -1,8 +1,8 @@
 // The adapters of a server: the `model` of a request chooses one, and adapters come and go while requests run.
 
-import type { Source } from '../base/bytes.js'
-import { FileError, LowrankError, messageOf } from '../base/errors.js'
-import type { AdapterSession } from '../index/session.js'
+import type { AdapterSession } from '../api/session.js'
+import type { Source } from '../core/base/bytes.js'
+import { FileError, LowrankError, messageOf } from '../core/base/errors.js'
 import type { Fields } from './fields.js'
 import { HttpError, withoutPaths } from './http.js'
 import { type Caller, SERVER } from './keys.js'

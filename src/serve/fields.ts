@@ -1,7 +1,7 @@
 // The fields of bodies: one table says what each may be and does, and each route names those that it takes.
 // `scripts/generate/fields.mjs` makes the table of docs/serving.md from it. Unknown fields are errors.
 
-import { didYouMean } from '../base/errors.js'
+import { didYouMean } from '../core/base/errors.js'
 import {
   anyOf,
   BOOLEAN,
@@ -15,9 +15,9 @@ import {
   oneOf,
   ranged,
   STRING,
-} from '../base/options.js'
-import { isMix } from '../infer/adapters/choice.js'
-import { SAMPLING_OPTIONS, STREAM_OPTIONS } from '../infer/gen/options.js'
+} from '../core/base/options.js'
+import { isMix } from '../run/adapters/choice.js'
+import { SAMPLING_OPTIONS, STREAM_OPTIONS } from '../run/gen/options.js'
 import { HttpError, invalid } from './http.js'
 
 export type Fields = Readonly<Record<string, unknown>>

@@ -1,7 +1,7 @@
 // Admits requests. A fixed number run at once and more wait: the lowest priority number comes first, then the key that
 // has the fewest running, then the key that was admitted longest ago.
 
-import { groupBy } from '../base/group.js'
+import { groupBy } from '../core/base/group.js'
 import { HttpError } from './http.js'
 
 export interface Visitor {

@@ -1,8 +1,8 @@
 // Options of a server.
 
-import type { Source } from '../base/bytes.js'
-import type { Model } from '../graph/model-folder.js'
-import type { OpenSessionOptions } from '../index/session.js'
+import type { OpenSessionOptions } from '../api/session.js'
+import type { Source } from '../core/base/bytes.js'
+import type { Model } from '../model/model-folder.js'
 import type { ResolveAdapter } from './adapters.js'
 import type { Training } from './jobs/training.js'
 import type { ApiKey } from './keys.js'

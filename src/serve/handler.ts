@@ -1,8 +1,8 @@
 // A server as one function from Request to Response: OpenAI's routes over one session, adapters by `model`.
 
-import { ConfigError } from '../base/errors.js'
-import { checkOptions } from '../base/options.js'
-import { type AdapterSession, openSession } from '../index/session.js'
+import { type AdapterSession, openSession } from '../api/session.js'
+import { ConfigError } from '../core/base/errors.js'
+import { checkOptions } from '../core/base/options.js'
 import { HANDLER_OPTIONS } from './gen/options.js'
 import type { HandlerOptions } from './handler-options.js'
 import { Service } from './service.js'

@@ -1,6 +1,6 @@
 // API keys: who calls, and what the caller may do.
 
-import { type Kind, kind, listOf } from '../base/options.js'
+import { type Kind, kind, listOf } from '../core/base/options.js'
 import { HttpError } from './http.js'
 
 /** A key that callers send as `Authorization: Bearer KEY` or `x-api-key: KEY`. */

@@ -1,8 +1,8 @@
 // Bounds on texts before they become tokens. Texts are encoded in the thread that answers all requests, so a very long
 // text would stop the server.
 
-import type { Model } from '../graph/model-folder.js'
-import type { Prompt } from '../infer/session.js'
+import type { Model } from '../model/model-folder.js'
+import type { Prompt } from '../run/session.js'
 import { type HttpError, invalid } from './http.js'
 import type { TextRequest } from './texts.js'
 

@@ -1,7 +1,7 @@
 // OpenAI's messages → those of a chat template: one text each, and pictures beside them.
 
-import { isObject } from '../base/options.js'
-import type { MessageOfParts, MessagePart } from '../text/chat.js'
+import { isObject } from '../core/base/options.js'
+import type { MessageOfParts, MessagePart } from '../model/text/chat.js'
 import type { Fields } from './fields.js'
 import { invalid } from './http.js'
 

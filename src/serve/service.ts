@@ -1,14 +1,13 @@
 // Answers requests: finds the route and the caller, and keeps count of what runs.
 
-import { attempt } from '../base/errors.js'
-import { type Model, requireTokenizer } from '../graph/model-folder.js'
-import type { AdapterSession } from '../index/session.js'
-import { type AdapterChoice, mixesOf } from '../infer/adapters/choice.js'
-import { encodePrompt } from '../infer/generate/prompts.js'
-import { textFormOf } from '../infer/generate/text-graph.js'
-import type { ModelSession } from '../infer/model-session.js'
+import type { AdapterSession } from '../api/session.js'
+import { attempt } from '../core/base/errors.js'
+import { type Model, requireTokenizer } from '../model/model-folder.js'
+import { type AdapterChoice, mixesOf } from '../run/adapters/choice.js'
+import { encodePrompt } from '../run/generate/prompts.js'
+import { textFormOf } from '../run/generate/text-graph.js'
+import type { ModelSession } from '../run/model-session.js'
 import { AdapterRegistry } from './adapters.js'
-import { ANTHROPIC, anthropicModels, messageRequest, respondMessage } from './anthropic.js'
 import { Inbox } from './bodies/inbox.js'
 import { jsonResponse } from './bodies/pieces.js'
 import {
@@ -29,6 +28,8 @@ import {
   TOKENIZE_FIELDS,
   UNLOAD_FIELDS,
 } from './fields.js'
+import { ANTHROPIC, anthropicModels, messageRequest, respondMessage } from './forms/anthropic.js'
+import { respond, responseRequest } from './forms/responses.js'
 import { Gate } from './gate.js'
 import { files } from './gen/chat-page.js'
 import { VERSION } from './gen/version.js'
@@ -49,7 +50,6 @@ import type { Jobs } from './jobs/training.js'
 import { type Caller, callerOf, type Right, requireRight } from './keys.js'
 import { checkPrompts, checkTexts } from './lengths.js'
 import { Metrics } from './metrics.js'
-import { respond, responseRequest } from './responses.js'
 import { type Call, findPath, type Method, type RequestEntry } from './route.js'
 import type { OnSpan } from './spans.js'
 import { answer, chatRequest, completionRequest, type OnText, type TextRequest } from './texts.js'

@@ -1,11 +1,11 @@
 // /v1/chat/completions and /v1/completions: fields → options of `generate`, and its results → OpenAI's objects.
 
-import { requireTokenizer } from '../graph/model-folder.js'
-import type { AdapterSession } from '../index/session.js'
-import type { AdapterChoice } from '../infer/adapters/choice.js'
-import { floatsOf } from '../infer/feeds.js'
-import { scoreTokens } from '../infer/generate/next-token.js'
-import type { GenerateOptions, GenerateResult, Prompt, TokenPrompt, TokenScore } from '../infer/session.js'
+import type { AdapterSession } from '../api/session.js'
+import { requireTokenizer } from '../model/model-folder.js'
+import type { AdapterChoice } from '../run/adapters/choice.js'
+import { floatsOf } from '../run/feeds.js'
+import { scoreTokens } from '../run/generate/next-token.js'
+import type { GenerateOptions, GenerateResult, Prompt, TokenPrompt, TokenScore } from '../run/session.js'
 import { seconds } from './adapters.js'
 import type { Fields } from './fields.js'
 import { type Events, HttpError, invalid } from './http.js'

@@ -1,10 +1,10 @@
 // What the calls of a request's tools must look like: a structural tag of xgrammar forces calls that are required, and
 // the arguments of tools that are `strict`.
 
-import type { Model } from '../graph/model-folder.js'
-import { templateOf } from '../infer/generate/messages.js'
-import { type CallForm, callForm } from '../infer/generate/tool-texts.js'
-import { checkedSchema } from '../infer/schemas/schemas.js'
+import type { Model } from '../model/model-folder.js'
+import { templateOf } from '../run/generate/messages.js'
+import { type CallForm, callForm } from '../run/generate/tool-texts.js'
+import { checkedSchema } from '../run/schemas/schemas.js'
 import { HttpError } from './http.js'
 import type { TextRequest } from './texts.js'
 

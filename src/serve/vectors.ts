@@ -1,8 +1,8 @@
 // Answers /v1/embeddings, and /classify in vLLM's form.
 
-import { UnsupportedError } from '../base/errors.js'
-import type { AdapterSession } from '../index/session.js'
-import type { AdapterChoice } from '../infer/adapters/choice.js'
+import type { AdapterSession } from '../api/session.js'
+import { UnsupportedError } from '../core/base/errors.js'
+import type { AdapterChoice } from '../run/adapters/choice.js'
 import { seconds } from './adapters.js'
 import type { Fields } from './fields.js'
 import { invalid } from './http.js'

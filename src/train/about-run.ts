@@ -1,8 +1,8 @@
 // Facts that a run writes down about itself: the base in the adapter's config, run.json, and the model card.
 
-import type { DtypeChoice } from '../graph/graph-file.js'
-import type { Model } from '../graph/model-folder.js'
 import { type LoraConfig, type LoraConfigInput, resolveConfig } from '../lora/config.js'
+import type { DtypeChoice } from '../model/graph-file.js'
+import type { Model } from '../model/model-folder.js'
 import type { TrainInput, TrainOptions } from './options.js'
 import { TRAIN_DEFAULTS, type TrainSettings } from './settings.js'
 

@@ -1,17 +1,17 @@
 // Checks before anything is computed: options before the data is read, tensors before the first step.
 
-import { ConfigError, MismatchError, StateError, UnsupportedError } from '../base/errors.js'
-import { adviceOn } from '../base/words.js'
+import { ConfigError, MismatchError, StateError, UnsupportedError } from '../core/base/errors.js'
+import { adviceOn } from '../core/base/words.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { DRAWN_INITS, type Init } from '../lora/init/inits.js'
 import { EMBEDDING } from '../lora/part.js'
 import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
 import { baseNameOf } from './about-run.js'
+import { wholeTensors, withSavedTensors } from './engine/whole-tensors.js'
 import type { TrainInput } from './options.js'
 import type { Context } from './rows/token-rows.js'
 import { defaultsOf, TRAIN_DEFAULTS, type TrainSettings, usesBest } from './settings.js'
-import { wholeTensors, withSavedTensors } from './whole-tensors.js'
 
 export function checkOptions(options: TrainInput, settings: TrainSettings): LoraConfig {
   const { adapter, model } = options

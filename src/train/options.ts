@@ -1,19 +1,19 @@
 // The options and the result of a training run.
 
-import type { ByteSource, Directory, Source, Target } from '../base/bytes.js'
-import type { BlobLike, SignalLike } from '../base/globals.js'
-import type { ColumnNames } from '../data/row.js'
-import type { DtypeChoice } from '../graph/graph-file.js'
-import type { ModuleMap } from '../graph/match/linears.js'
-import type { Model } from '../graph/model-folder.js'
-import type { DecodeImage } from '../images/image.js'
+import type { ByteSource, Directory, Source, Target } from '../core/base/bytes.js'
+import type { BlobLike, SignalLike } from '../core/base/globals.js'
+import type { ColumnNames } from '../files/data/row.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfigInput } from '../lora/config.js'
-import type { LoopName, TaskName } from '../tasks/tasks.js'
-import type { TextRecord } from '../text/records.js'
+import type { DtypeChoice } from '../model/graph-file.js'
+import type { DecodeImage } from '../model/images/image.js'
+import type { ModuleMap } from '../model/match/linears.js'
+import type { Model } from '../model/model-folder.js'
+import type { TextRecord } from '../model/text/records.js'
 import type { Grader, GraderModel } from './graders.js'
 import type { OnTurn, Reward } from './rewards.js'
 import type { Preset, TrainSettings } from './settings.js'
+import type { LoopName, TaskName } from './tasks/tasks.js'
 import type { TrainEvents, TrainReport } from './train-report.js'
 
 /**

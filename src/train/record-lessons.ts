@@ -1,12 +1,12 @@
 // Training on records: the batches of each step, evaluations, and the scores of the model before the first step, if the
 // task compares with them.
 
-import type { Examples, OpenTask } from '../tasks/task.js'
 import { type Batch, batchOf, EpochPlan, type MicroBatch, planEvaluation, stepsPerEpoch } from './rows/batches.js'
 import type { Lessons } from './run.js'
 import type { Sampler } from './samples.js'
 import type { TrainSettings } from './settings.js'
 import type { TaskTrainer } from './task-trainer.js'
+import type { Examples, OpenTask } from './tasks/task.js'
 import type { TrainEvents } from './train-report.js'
 
 export interface RecordParts {

@@ -1,11 +1,11 @@
 // The training loop. It ends when all steps are taken, when it is interrupted, or when a number is not finite. The
 // caller says what a step learns from, such as records, or texts with rewards.
 
-import { FileError, NumericError, RuntimeError } from '../base/errors.js'
-import type { SignalLike } from '../base/globals.js'
-import { recordOfBase } from '../graph/base-record.js'
+import { FileError, NumericError, RuntimeError } from '../core/base/errors.js'
+import type { SignalLike } from '../core/base/globals.js'
 import type { BaseRecord } from '../lora/adapter.js'
-import type { EngineState } from './engine.js'
+import { recordOfBase } from '../model/base-record.js'
+import type { EngineState } from './engine/engine.js'
 import type { FingerprintParts } from './saved/fingerprint.js'
 import { History, type RunReport } from './saved/history.js'
 import type { CardSources } from './saved/model-card.js'

@@ -1,10 +1,10 @@
 // Answers while the model learns. Nothing else is loaded for them, so each token reads its whole text again.
 
-import { ConfigError } from '../base/errors.js'
-import { roundUp } from '../graph/inputs/token-batch.js'
-import { requireTokenizer } from '../graph/model-folder.js'
-import type { EncodeContext, Task } from '../tasks/task.js'
+import { ConfigError } from '../core/base/errors.js'
+import { roundUp } from '../model/inputs/token-batch.js'
+import { requireTokenizer } from '../model/model-folder.js'
 import type { TaskTrainer } from './task-trainer.js'
+import type { EncodeContext, Task } from './tasks/task.js'
 
 const LENGTH = 40
 

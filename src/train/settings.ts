@@ -2,8 +2,8 @@
 
 import type { LoraConfigInput } from '../lora/config.js'
 import { TRAIN_CONFIG_DEFAULTS } from '../lora/gen/options.js'
-import type { Task } from '../tasks/task.js'
 import { TRAIN_SETTINGS_DEFAULTS } from './gen/options.js'
+import type { Task } from './tasks/task.js'
 
 /** Which weights a run can end with. */
 export type Keep = 'last' | 'best'

@@ -1,20 +1,20 @@
 // A model whose adapter learns a task. `train`, `openTrainer` and evaluations all build on it. Gradients add up until
 // the next step.
 
-import type { Model } from '../graph/model-folder.js'
-import { checkRuns } from '../graph/training/reach.js'
-import { type Engine, openEngine } from '../runtime/host.js'
-import type { Remote } from '../runtime/rpc.js'
-import type { Feeds } from '../runtime/runtime.js'
-import { runtimeBehind } from '../runtime/session-table.js'
-import type { StepRun } from '../tasks/task.js'
-import type { EngineState, TrainEngine } from './engine.js'
-import { startOf, writeParameters } from './parameters.js'
+import type { Model } from '../model/model-folder.js'
+import { type Engine, openEngine } from '../onnx/runtime/host.js'
+import type { Remote } from '../onnx/runtime/rpc.js'
+import type { Feeds } from '../onnx/runtime/runtime.js'
+import { runtimeBehind } from '../onnx/runtime/session-table.js'
+import type { EngineState, TrainEngine } from './engine/engine.js'
+import { startOf, writeParameters } from './engine/parameters.js'
+import { type SessionParts, type SessionSettings, sessionOptions, TrainingSessions } from './engine/sessions.js'
+import { checkRuns } from './graph/reach.js'
 import type { Batch } from './rows/batches.js'
-import { type SessionParts, type SessionSettings, sessionOptions, TrainingSessions } from './sessions.js'
+import type { StepRun } from './tasks/task.js'
 
 /** If a worker has the engine, this thread does not load its code. */
-const loadEngine = async () => (await import('./engine.js')).TrainEngine
+const loadEngine = async () => (await import('./engine/engine.js')).TrainEngine
 
 export class TaskTrainer {
   /** Names of the tensors that learn. */

@@ -2,12 +2,6 @@
 // file after it is saved again.
 
 import path from 'node:path'
-import { MemorySource } from '../../src/base/bytes.js'
-import { decodeFloats, encodeFloats } from '../../src/base/dtype.js'
-import { transpose } from '../../src/base/tensor.js'
-import { parseSafetensorsHeader, saveSafetensors } from '../../src/formats/safetensors.js'
-import { changesBase } from '../../src/lora/init/inits.js'
-import type { MergeAdapter } from '../../src/merge/weighted.js'
 import {
   type AdapterReport,
   type FloatArray,
@@ -19,9 +13,15 @@ import {
   saveAdapter,
   type Tensor,
   type TiedPolicy,
-} from '../../src/node.js'
-import { inspectAdapter } from '../../src/peft/inspect.js'
-import { convertToPlain } from '../../src/tools/to-plain.js'
+} from '../../src/api/node.js'
+import { MemorySource } from '../../src/core/base/bytes.js'
+import { decodeFloats, encodeFloats } from '../../src/core/base/dtype.js'
+import { transpose } from '../../src/core/base/tensor.js'
+import { parseSafetensorsHeader, saveSafetensors } from '../../src/files/safetensors.js'
+import { changesBase } from '../../src/lora/init/inits.js'
+import { inspectAdapter } from '../../src/lora/peft/inspect.js'
+import { convertToPlain } from '../../src/merge/tools/to-plain.js'
+import type { MergeAdapter } from '../../src/merge/weighted.js'
 import { convolve } from '../convolve.js'
 import { mergeCheckpoint } from '../merge/toolkit.js'
 import {

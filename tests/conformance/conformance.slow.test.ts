@@ -3,8 +3,8 @@
 
 import path from 'node:path'
 import { beforeAll, describe, expect, test } from 'vitest'
-import { loadAdapter } from '../../src/node.js'
-import { inspectAdapter } from '../../src/peft/inspect.js'
+import { loadAdapter } from '../../src/api/node.js'
+import { inspectAdapter } from '../../src/lora/peft/inspect.js'
 import { type CellResult, runCell } from './check.js'
 import { type Cell, cells, matrix, readExpected } from './golden.js'
 import { formatTable } from './table.js'

@@ -3,9 +3,16 @@
 
 import path from 'node:path'
 import { describe, expect, test } from 'vitest'
-import { decodeFloats, encodeFloats } from '../../src/base/dtype.js'
-import { type FloatDtype, LoraAdapter, loadAdapter, MemoryDirectory, saveAdapter, type Tensor } from '../../src/node.js'
-import { convertToPlain } from '../../src/tools/to-plain.js'
+import {
+  type FloatDtype,
+  LoraAdapter,
+  loadAdapter,
+  MemoryDirectory,
+  saveAdapter,
+  type Tensor,
+} from '../../src/api/node.js'
+import { decodeFloats, encodeFloats } from '../../src/core/base/dtype.js'
+import { convertToPlain } from '../../src/merge/tools/to-plain.js'
 import { mergeCheckpoint } from '../merge/toolkit.js'
 import {
   baseFolder,

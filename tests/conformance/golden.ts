@@ -3,10 +3,10 @@
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { MemorySource } from '../../src/base/bytes.js'
-import { encodeFloats, isFloatDtype } from '../../src/base/dtype.js'
-import { parseSafetensorsHeader, readTensorF32, saveSafetensors } from '../../src/formats/safetensors.js'
-import { type FloatDtype, type LayerReport, MemoryDirectory, type Tensor } from '../../src/node.js'
+import { type FloatDtype, type LayerReport, MemoryDirectory, type Tensor } from '../../src/api/node.js'
+import { MemorySource } from '../../src/core/base/bytes.js'
+import { encodeFloats, isFloatDtype } from '../../src/core/base/dtype.js'
+import { parseSafetensorsHeader, readTensorF32, saveSafetensors } from '../../src/files/safetensors.js'
 
 const root = fileURLToPath(new URL('../golden/conformance', import.meta.url))
 

@@ -2,7 +2,7 @@
 // misread it, and the cells must then fail in the checks that the mistake concerns.
 
 import { describe, expect, test } from 'vitest'
-import type { MemoryDirectory } from '../../src/node.js'
+import type { MemoryDirectory } from '../../src/api/node.js'
 import { type Check, runCell, type Tamper } from './check.js'
 import { type Cell, cells, type Expected, readExpected } from './golden.js'
 import { LOWRANK_REFUSES } from './refused.js'

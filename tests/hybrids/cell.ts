@@ -1,22 +1,29 @@
 // Compares a model from an exporter with PEFT's numbers: sessions, merges, losses, gradients and steps.
 
 import { existsSync, readFileSync } from 'node:fs'
-import { parseSafetensorsHeader, readTensorF32, type SafetensorsFile } from '../../src/formats/safetensors.js'
-import { joinGraphs } from '../../src/graph/training/joined-graph.js'
-import { ModelSession } from '../../src/infer/model-session.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
+import {
+  type Feeds,
+  type LoraAdapter,
+  loadAdapter,
+  loadModel,
+  MemoryDirectory,
+  type Model,
+} from '../../src/api/node.js'
+import { NodeDirectory } from '../../src/files/io/node/files.js'
+import { parseSafetensorsHeader, readTensorF32, type SafetensorsFile } from '../../src/files/safetensors.js'
+import { parameterKeys } from '../../src/lora/peft/parameters.js'
 import { merge } from '../../src/merge/merge.js'
-import { type Feeds, type LoraAdapter, loadAdapter, loadModel, MemoryDirectory, type Model } from '../../src/node.js'
-import { parameterKeys } from '../../src/peft/parameters.js'
-import { openEngine } from '../../src/runtime/host.js'
-import { floatsOf } from '../../src/runtime/runtime.js'
-import { causalLm } from '../../src/tasks/causal-lm.js'
-import { TrainEngine } from '../../src/train/engine.js'
-import { readParameters } from '../../src/train/parameters.js'
-import { TrainingSessions } from '../../src/train/sessions.js'
+import { openEngine } from '../../src/onnx/runtime/host.js'
+import { floatsOf } from '../../src/onnx/runtime/runtime.js'
+import { ModelSession } from '../../src/run/model-session.js'
+import { TrainEngine } from '../../src/train/engine/engine.js'
+import { readParameters } from '../../src/train/engine/parameters.js'
+import { TrainingSessions } from '../../src/train/engine/sessions.js'
+import { joinGraphs } from '../../src/train/graph/joined-graph.js'
 import { resolveSettings } from '../../src/train/settings.js'
-import { type GoldenBatch, transposed } from '../graph/golden.js'
-import { inThread } from '../infer/models.js'
+import { causalLm } from '../../src/train/tasks/causal-lm.js'
+import { type GoldenBatch, transposed } from '../model/golden.js'
+import { inThread } from '../run/models.js'
 import { int64 } from '../several-graphs.js'
 import { takeStep } from '../train/take-step.js'
 

@@ -2,13 +2,13 @@
 // tensor from which the chosen experts are gathered.
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { ModelSession } from '../../src/infer/model-session.js'
+import { type ExpertLora, LoraAdapter, loadAdapter } from '../../src/api/node.js'
 import { resolveConfig } from '../../src/lora/config.js'
-import { type ExpertLora, LoraAdapter, loadAdapter } from '../../src/node.js'
-import { causalLm } from '../../src/tasks/causal-lm.js'
+import { ModelSession } from '../../src/run/model-session.js'
 import { checkOptions } from '../../src/train/check-options.js'
 import { findTargets, newAdapter } from '../../src/train/new-adapter.js'
 import { resolveSettings } from '../../src/train/settings.js'
+import { causalLm } from '../../src/train/tasks/causal-lm.js'
 import {
   type Cell,
   lossesWithoutBranch,

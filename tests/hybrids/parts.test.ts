@@ -2,12 +2,12 @@
 // inputs of each layer, and a decoder, whose later layers read keys and values of earlier layers.
 
 import { afterAll, beforeAll, expect, it } from 'vitest'
-import { inspectGraphs } from '../../src/index/inspect-onnx.js'
-import { ModelSession } from '../../src/infer/model-session.js'
-import type { Model } from '../../src/node.js'
-import { loadTokenizer } from '../../src/text/tokenizer.js'
-import { relativeError } from '../graph/golden.js'
-import { directoryOf } from '../infer/models.js'
+import { inspectGraphs } from '../../src/api/inspect-onnx.js'
+import type { Model } from '../../src/api/node.js'
+import { loadTokenizer } from '../../src/model/text/tokenizer.js'
+import { ModelSession } from '../../src/run/model-session.js'
+import { relativeError } from '../model/golden.js'
+import { directoryOf } from '../run/models.js'
 import { int64 } from '../several-graphs.js'
 import {
   type Cell,

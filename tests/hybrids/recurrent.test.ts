@@ -1,15 +1,15 @@
 // Recurrent states of rank 4 that ordinary operators read, as in Falcon-H1, work as those that linear attention reads.
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { readAll } from '../../src/base/bytes.js'
-import { serializeModel } from '../../src/formats/onnx/model.js'
-import { Builder } from '../../src/graph/view/builder.js'
-import { Graph } from '../../src/graph/view/graph.js'
-import { ModelSession } from '../../src/infer/model-session.js'
-import { loadModel, MemoryDirectory, type Model } from '../../src/node.js'
-import { loadTokenizer } from '../../src/text/tokenizer.js'
-import { relativeError } from '../graph/golden.js'
-import { directoryOf, inThread, openModel, rowOf } from '../infer/models.js'
+import { loadModel, MemoryDirectory, type Model } from '../../src/api/node.js'
+import { readAll } from '../../src/core/base/bytes.js'
+import { loadTokenizer } from '../../src/model/text/tokenizer.js'
+import { serializeModel } from '../../src/onnx/format/model.js'
+import { Builder } from '../../src/onnx/view/builder.js'
+import { Graph } from '../../src/onnx/view/graph.js'
+import { ModelSession } from '../../src/run/model-session.js'
+import { relativeError } from '../model/golden.js'
+import { directoryOf, inThread, openModel, rowOf } from '../run/models.js'
 import { int64 } from '../several-graphs.js'
 
 /** Puts a product with 1 between each recurrent state and its reader. */

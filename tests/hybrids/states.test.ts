@@ -3,9 +3,9 @@
 
 import * as ort from 'onnxruntime-node'
 import { expect, it } from 'vitest'
-import { ModelSession } from '../../src/infer/model-session.js'
-import type { OrtModule } from '../../src/runtime/onnxruntime.js'
-import { openModel } from '../infer/models.js'
+import type { OrtModule } from '../../src/onnx/runtime/onnxruntime.js'
+import { ModelSession } from '../../src/run/model-session.js'
+import { openModel } from '../run/models.js'
 
 /** As large as the outputs that a step of a real model gives. */
 const FLOATS = 2 ** 19

@@ -3,8 +3,8 @@
 
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { expect, it } from 'vitest'
+import { UnsupportedError } from '../../src/api/node.js'
 import { requireHandled } from '../../src/lora/requirements.js'
-import { UnsupportedError } from '../../src/node.js'
 import { checkpointDifference, mergeDifference, openCell, sessionDifference, trainDifferences } from './cell.js'
 
 const { HYBRIDS } = process.env

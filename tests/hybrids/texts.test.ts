@@ -2,12 +2,12 @@
 // Each is equal to the text alone.
 
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
-import { Random } from '../../src/base/random.js'
-import { TextBatch } from '../../src/infer/generate/text-batch.js'
-import { ModelSession } from '../../src/infer/model-session.js'
-import { type GenerateOptions, type GenerateResult, loadAdapter, type Model } from '../../src/node.js'
-import { loadTokenizer } from '../../src/text/tokenizer.js'
-import { directoryOf, openModel } from '../infer/models.js'
+import { type GenerateOptions, type GenerateResult, loadAdapter, type Model } from '../../src/api/node.js'
+import { Random } from '../../src/core/base/random.js'
+import { loadTokenizer } from '../../src/model/text/tokenizer.js'
+import { TextBatch } from '../../src/run/generate/text-batch.js'
+import { ModelSession } from '../../src/run/model-session.js'
+import { directoryOf, openModel } from '../run/models.js'
 
 const FOLDERS = [
   // The last number is the length of a long prompt. The rotary tables of the last two models only have 128 rows.

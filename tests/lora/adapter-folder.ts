@@ -1,10 +1,10 @@
 // Makes right and wrong adapter folders for tests, and returns the error of loading one.
 
 import { expect } from 'vitest'
-import { encodeFloats } from '../../src/base/dtype.js'
-import { elementCount } from '../../src/base/tensor.js'
-import { saveSafetensors, type TensorBytes } from '../../src/formats/safetensors.js'
-import { type FloatDtype, LowrankError, loadAdapter, MemoryDirectory, type TensorDtype } from '../../src/node.js'
+import { type FloatDtype, LowrankError, loadAdapter, MemoryDirectory, type TensorDtype } from '../../src/api/node.js'
+import { encodeFloats } from '../../src/core/base/dtype.js'
+import { elementCount } from '../../src/core/base/tensor.js'
+import { saveSafetensors, type TensorBytes } from '../../src/files/safetensors.js'
 
 export const A = 'base_model.model.q_proj.lora_A.weight'
 export const B = 'base_model.model.q_proj.lora_B.weight'

@@ -7,7 +7,7 @@ import {
   NumericError,
   ShapeError,
   StateError,
-} from '../../src/node.js'
+} from '../../src/api/node.js'
 import { random } from './matrices.js'
 
 function twoLayers(): LoraAdapter {

@@ -3,8 +3,8 @@
 
 import { readFileSync } from 'node:fs'
 import { expect, test } from 'vitest'
-import { type LoraConfig, UnsupportedError } from '../../src/node.js'
-import { formatPeftConfig, parsePeftConfig } from '../../src/peft/config.js'
+import { type LoraConfig, UnsupportedError } from '../../src/api/node.js'
+import { formatPeftConfig, parsePeftConfig } from '../../src/lora/peft/config.js'
 
 const golden = new URL('../golden/config/fields.json', import.meta.url)
 const defaults: Record<string, unknown> = JSON.parse(readFileSync(golden, 'utf8')).fields

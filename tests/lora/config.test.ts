@@ -1,7 +1,7 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
+import { ConfigError, type LoraConfigInput } from '../../src/api/node.js'
 import { configForLayer, resolveConfig, scalingOf } from '../../src/lora/config.js'
-import { ConfigError, type LoraConfigInput } from '../../src/node.js'
 import { TRAIN_DEFAULTS } from '../../src/train/settings.js'
 
 test('defaults', () => {

@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest'
-import { Random } from '../../src/base/random.js'
-import { transpose } from '../../src/base/tensor.js'
-import { normals } from '../../src/linalg/product.js'
+import { Random } from '../../src/core/base/random.js'
+import { transpose } from '../../src/core/base/tensor.js'
+import { normals } from '../../src/core/linalg/product.js'
 import { addDelta, StoredDelta } from '../../src/lora/delta.js'
 
 test.each([false, true])('blocks of rows get the change of the whole weight; input-major %s', (isInputMajor) => {

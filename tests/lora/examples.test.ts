@@ -3,8 +3,8 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, test } from 'vitest'
-import * as lowrank from '../../src/node.js'
-import { MemoryDirectory } from '../../src/node.js'
+import * as lowrank from '../../src/api/node.js'
+import { MemoryDirectory } from '../../src/api/node.js'
 import { filesIn, root } from '../structure/project.js'
 import { random } from './matrices.js'
 
@@ -21,7 +21,7 @@ function scope() {
 
 const sources = [
   ...filesIn('src/lora', ['.ts']),
-  ...filesIn('src/peft', ['.ts']),
+  ...filesIn('src/lora/peft', ['.ts']),
   ...['index/platform/platform', 'index/platform/web-runtime', 'kernels/index'].map((name) => `src/${name}.ts`),
 ]
 const examples = sources.flatMap((path) => {

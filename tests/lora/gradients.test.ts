@@ -2,8 +2,8 @@
 // (tests/golden/gradients): DoRA, biases of B, and dropout.
 
 import { describe, expect, test, vi } from 'vitest'
+import { type FloatArray, type LoraConfigInput, LoraLayer, type Tensor } from '../../src/api/node.js'
 import { dropFrom } from '../../src/lora/dropout.js'
-import { type FloatArray, type LoraConfigInput, LoraLayer, type Tensor } from '../../src/node.js'
 import { asMatrix, deviation, goldenPath, readJson, tensorsOf } from '../golden.js'
 
 // Dropout gets the mask that PyTorch used, instead of drawing one.

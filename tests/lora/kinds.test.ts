@@ -4,9 +4,9 @@
 
 import path from 'node:path'
 import { describe, expect, test } from 'vitest'
-import { transpose } from '../../src/base/tensor.js'
-import { type FloatArray, type LoraAdapter, loadAdapter, type Matrix, type Tensor } from '../../src/node.js'
-import { inspectAdapter } from '../../src/peft/inspect.js'
+import { type FloatArray, type LoraAdapter, loadAdapter, type Matrix, type Tensor } from '../../src/api/node.js'
+import { transpose } from '../../src/core/base/tensor.js'
+import { inspectAdapter } from '../../src/lora/peft/inspect.js'
 import {
   asMatrix,
   deviation,

@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import { LoraLayer, type Matrix, ShapeError, StateError } from '../../src/node.js'
+import { LoraLayer, type Matrix, ShapeError, StateError } from '../../src/api/node.js'
 import { adapted, dot, maxDifference, random, rows, trained } from './matrices.js'
 
 describe('dropout', () => {

@@ -9,7 +9,7 @@ import {
   NumericError,
   ShapeError,
   StateError,
-} from '../../src/node.js'
+} from '../../src/api/node.js'
 import {
   adapted,
   dot,

@@ -1,8 +1,8 @@
 // Matrices for tests, and the formula of a layer by definition.
 
 import fc from 'fast-check'
-import { Random } from '../../src/base/random.js'
-import { type FloatArray, type LoraConfigInput, LoraLayer, type Matrix } from '../../src/node.js'
+import { type FloatArray, type LoraConfigInput, LoraLayer, type Matrix } from '../../src/api/node.js'
+import { Random } from '../../src/core/base/random.js'
 
 export type Precision = 'f32' | 'f64'
 

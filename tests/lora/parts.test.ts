@@ -1,8 +1,8 @@
 // An adapter is an ordered map of parts of all kinds.
 
 import { expect, test } from 'vitest'
+import { ConfigError, LoraAdapter, MismatchError, ShapeError, UnsupportedError } from '../../src/api/node.js'
 import { tensorsOf } from '../../src/lora/part.js'
-import { ConfigError, LoraAdapter, MismatchError, ShapeError, UnsupportedError } from '../../src/node.js'
 import { random } from './matrices.js'
 
 const plain = (value: unknown) => value as never

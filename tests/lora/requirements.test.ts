@@ -1,10 +1,4 @@
 import { describe, expect, test } from 'vitest'
-import { ModelProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
-import { create } from '../../src/formats/onnx/protobuf.js'
-import { product } from '../../src/linalg/product.js'
-import { resolveConfig } from '../../src/lora/config.js'
-import { rowNorms } from '../../src/lora/delta.js'
-import { requireHandled, requirePlainConfig, requireUnchangedBase } from '../../src/lora/requirements.js'
 import {
   ConfigError,
   EmbeddingLora,
@@ -16,8 +10,14 @@ import {
   ShapeError,
   saveAdapter,
   UnsupportedError,
-} from '../../src/node.js'
-import { openAdapter } from '../../src/peft/open.js'
+} from '../../src/api/node.js'
+import { product } from '../../src/core/linalg/product.js'
+import { resolveConfig } from '../../src/lora/config.js'
+import { rowNorms } from '../../src/lora/delta.js'
+import { openAdapter } from '../../src/lora/peft/open.js'
+import { requireHandled, requirePlainConfig, requireUnchangedBase } from '../../src/lora/requirements.js'
+import { ModelProtoSchema } from '../../src/onnx/format/gen/onnx_pb.js'
+import { create } from '../../src/onnx/format/protobuf.js'
 import { train } from '../../src/train/train.js'
 import { random } from './matrices.js'
 

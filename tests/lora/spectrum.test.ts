@@ -2,11 +2,11 @@
 // from them.
 
 import { describe, expect, test } from 'vitest'
-import { product } from '../../src/linalg/product.js'
-import { triangularFactor } from '../../src/linalg/qr.js'
-import { svd } from '../../src/linalg/svd.js'
+import type { Matrix } from '../../src/api/node.js'
+import { product } from '../../src/core/linalg/product.js'
+import { triangularFactor } from '../../src/core/linalg/qr.js'
+import { svd } from '../../src/core/linalg/svd.js'
 import { meanSpectrum, normOfSpectrum, spectrumOf } from '../../src/lora/spectrum.js'
-import type { Matrix } from '../../src/node.js'
 import { random } from './matrices.js'
 
 /** Multiplies column j by steps[j]. */

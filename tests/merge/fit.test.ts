@@ -5,11 +5,6 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll, describe, expect, test } from 'vitest'
-import type { Place } from '../../src/base/bytes.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
-import { fitOf } from '../../src/merge/fit.js'
-import { merge as mergeFolders } from '../../src/merge/merge.js'
-import { openPlan } from '../../src/merge/open.js'
 import {
   type Directory,
   type InspectReport,
@@ -17,7 +12,12 @@ import {
   LowrankError,
   MemoryDirectory,
   saveAdapter,
-} from '../../src/node.js'
+} from '../../src/api/node.js'
+import type { Place } from '../../src/core/base/bytes.js'
+import { NodeDirectory } from '../../src/files/io/node/files.js'
+import { fitOf } from '../../src/merge/fit.js'
+import { merge as mergeFolders } from '../../src/merge/merge.js'
+import { openPlan } from '../../src/merge/open.js'
 import { adapter, base, type TensorSketch } from './toolkit.js'
 
 const golden = fileURLToPath(new URL('../golden', import.meta.url))

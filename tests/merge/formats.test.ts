@@ -5,11 +5,11 @@ import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, 
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { decodeWeights } from '../../src/base/dtype.js'
-import { loadOnnx } from '../../src/formats/onnx/model.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
+import { loadAdapter, MemoryDirectory, merge, planMerge, unmerge } from '../../src/api/node.js'
+import { decodeWeights } from '../../src/core/base/dtype.js'
+import { NodeDirectory } from '../../src/files/io/node/files.js'
 import * as portable from '../../src/merge/merge.js'
-import { loadAdapter, MemoryDirectory, merge, planMerge, unmerge } from '../../src/node.js'
+import { loadOnnx } from '../../src/onnx/format/model.js'
 
 const root = path.join(import.meta.dirname, '..', '..')
 const MODEL = path.join(root, 'models', 'union-3m')

@@ -1,9 +1,9 @@
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
-import { loadOnnx } from '../../src/formats/onnx/model.js'
-import { Graph } from '../../src/graph/view/graph.js'
-import { ModelSession } from '../../src/infer/model-session.js'
-import { inspect, LoraAdapter, MemoryDirectory } from '../../src/node.js'
+import { inspect, LoraAdapter, MemoryDirectory } from '../../src/api/node.js'
+import { loadOnnx } from '../../src/onnx/format/model.js'
+import { Graph } from '../../src/onnx/view/graph.js'
+import { ModelSession } from '../../src/run/model-session.js'
 import { goldenPath } from '../golden.js'
 import {
   errorAtTokens,
@@ -16,8 +16,8 @@ import {
   fusedNumbers,
   openFused,
   PLAIN,
-} from '../graph/fused-encoders.js'
-import { inThread } from '../infer/models.js'
+} from '../model/fuse/fused-encoders.js'
+import { inThread } from '../run/models.js'
 import { some } from '../thorough.js'
 import { mergeOnnx } from './toolkit.js'
 

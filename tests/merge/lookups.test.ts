@@ -1,14 +1,14 @@
 // Adapters of quantized embeddings in sessions and merges, compared with PyTorch (tests/golden/lookups).
 
 import { describe, expect, it } from 'vitest'
-import { loadOnnx } from '../../src/formats/onnx/model.js'
-import { findEmbeddings } from '../../src/graph/match/forms/lookup.js'
-import { Graph } from '../../src/graph/view/graph.js'
-import { ModelSession } from '../../src/infer/model-session.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
-import { type Feeds, inspect, LoraAdapter, MemoryDirectory, type OnnxModel } from '../../src/node.js'
+import { type Feeds, inspect, LoraAdapter, MemoryDirectory, type OnnxModel } from '../../src/api/node.js'
+import { NodeDirectory } from '../../src/files/io/node/files.js'
+import { findEmbeddings } from '../../src/model/match/forms/lookup.js'
+import { loadOnnx } from '../../src/onnx/format/model.js'
+import { Graph } from '../../src/onnx/view/graph.js'
+import { ModelSession } from '../../src/run/model-session.js'
 import { asMatrix, deviation, goldenPath, readJson, tensorsOf, type Values } from '../golden.js'
-import { inThread } from '../infer/models.js'
+import { inThread } from '../run/models.js'
 import { mergeOnnx } from './toolkit.js'
 
 const GOLDEN = readJson(goldenPath('lookups', 'golden.json')) as { forms: string[]; scaling: number; tokens: number[] }

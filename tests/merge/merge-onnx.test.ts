@@ -2,17 +2,6 @@ import { mkdtemp, readdir, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { readJson } from '../../src/base/bytes.js'
-import { decodeFloats } from '../../src/base/dtype.js'
-import { NodeProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
-import { copyMessage } from '../../src/formats/onnx/messages.js'
-import { loadOnnx, OnnxModel } from '../../src/formats/onnx/model.js'
-import { create } from '../../src/formats/onnx/protobuf.js'
-import { findLinears } from '../../src/graph/match/linears.js'
-import { makeAttribute } from '../../src/graph/view/attributes.js'
-import { Graph } from '../../src/graph/view/graph.js'
-import { ModelSession } from '../../src/infer/model-session.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
 import {
   FileError,
   LoraAdapter,
@@ -21,9 +10,20 @@ import {
   MismatchError,
   type Model,
   NumericError,
-} from '../../src/node.js'
-import { readWeight } from '../formats/onnx-models.js'
-import { directoryOf, feedsOf, inThread, makeAdapter, maxDifference, openModel, rowOf } from '../infer/models.js'
+} from '../../src/api/node.js'
+import { readJson } from '../../src/core/base/bytes.js'
+import { decodeFloats } from '../../src/core/base/dtype.js'
+import { NodeDirectory } from '../../src/files/io/node/files.js'
+import { findLinears } from '../../src/model/match/linears.js'
+import { NodeProtoSchema } from '../../src/onnx/format/gen/onnx_pb.js'
+import { copyMessage } from '../../src/onnx/format/messages.js'
+import { loadOnnx, OnnxModel } from '../../src/onnx/format/model.js'
+import { create } from '../../src/onnx/format/protobuf.js'
+import { makeAttribute } from '../../src/onnx/view/attributes.js'
+import { Graph } from '../../src/onnx/view/graph.js'
+import { ModelSession } from '../../src/run/model-session.js'
+import { readWeight } from '../onnx/format/onnx-models.js'
+import { directoryOf, feedsOf, inThread, makeAdapter, maxDifference, openModel, rowOf } from '../run/models.js'
 import { cases } from '../thorough.js'
 import { mergeOnnx } from './toolkit.js'
 

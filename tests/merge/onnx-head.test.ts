@@ -2,9 +2,6 @@
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
-import { ModelSession } from '../../src/infer/model-session.js'
-import { fitOf } from '../../src/merge/fit.js'
-import { merge, planMerge } from '../../src/merge/merge.js'
 import {
   type LoraAdapter,
   loadAdapter,
@@ -12,8 +9,11 @@ import {
   MemoryDirectory,
   MismatchError,
   UnsupportedError,
-} from '../../src/node.js'
-import { directoryOf, inThread, maxDifference, openModel } from '../infer/models.js'
+} from '../../src/api/node.js'
+import { fitOf } from '../../src/merge/fit.js'
+import { merge, planMerge } from '../../src/merge/merge.js'
+import { ModelSession } from '../../src/run/model-session.js'
+import { directoryOf, inThread, maxDifference, openModel } from '../run/models.js'
 
 const folder = 'tests/golden/text-classification'
 

@@ -3,15 +3,7 @@ import { cp, mkdtemp, readFile, rm, stat, truncate } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
-import { TensorProto_DataType as DataType, TensorProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
-import { loadOnnx } from '../../src/formats/onnx/model.js'
-import { create } from '../../src/formats/onnx/protobuf.js'
-import { findLinears } from '../../src/graph/match/linears.js'
-import { findBranches } from '../../src/graph/match/merged-branches.js'
-import { Graph } from '../../src/graph/view/graph.js'
-import { inspect } from '../../src/index/inspect.js'
-import { ModelSession } from '../../src/infer/model-session.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
+import { inspect } from '../../src/api/inspect.js'
 import {
   LoraAdapter,
   MemoryDirectory,
@@ -19,9 +11,15 @@ import {
   type OnnxContents,
   type OnnxModel,
   UnsupportedError,
-} from '../../src/node.js'
-import { readWeight, weightOf } from '../formats/onnx-models.js'
-import { writeOnnx } from '../formats/write-onnx.js'
+} from '../../src/api/node.js'
+import { NodeDirectory } from '../../src/files/io/node/files.js'
+import { findLinears } from '../../src/model/match/linears.js'
+import { findBranches } from '../../src/model/match/merged-branches.js'
+import { TensorProto_DataType as DataType, TensorProtoSchema } from '../../src/onnx/format/gen/onnx_pb.js'
+import { loadOnnx } from '../../src/onnx/format/model.js'
+import { create } from '../../src/onnx/format/protobuf.js'
+import { Graph } from '../../src/onnx/view/graph.js'
+import { ModelSession } from '../../src/run/model-session.js'
 import { deviation } from '../golden.js'
 import {
   feedsOfForm,
@@ -31,8 +29,10 @@ import {
   GOLDEN_FORMS,
   isHalf,
   openForm,
-} from '../graph/golden-forms.js'
-import { directoryOf, feedsOf, inThread, makeAdapter, openModel } from '../infer/models.js'
+} from '../model/match/golden-forms.js'
+import { readWeight, weightOf } from '../onnx/format/onnx-models.js'
+import { writeOnnx } from '../onnx/format/write-onnx.js'
+import { directoryOf, feedsOf, inThread, makeAdapter, openModel } from '../run/models.js'
 import { some } from '../thorough.js'
 import { mergeOnnx } from './toolkit.js'
 

@@ -5,9 +5,6 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import * as ort from 'onnxruntime-node'
 import { afterAll, describe, expect, it } from 'vitest'
-import { ModelSession } from '../../src/infer/model-session.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
-import { merge as mergeFolders } from '../../src/merge/merge.js'
 import {
   loadAdapter,
   loadModel,
@@ -18,7 +15,10 @@ import {
   planMerge,
   UnsupportedError,
   unmerge,
-} from '../../src/node.js'
+} from '../../src/api/node.js'
+import { NodeDirectory } from '../../src/files/io/node/files.js'
+import { merge as mergeFolders } from '../../src/merge/merge.js'
+import { ModelSession } from '../../src/run/model-session.js'
 import { pictureGolden } from '../picture-texts.js'
 import { graphsFolder, graphsNumbers, stockLogits, worst } from '../several-graphs.js'
 import { cases } from '../thorough.js'

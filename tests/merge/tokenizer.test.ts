@@ -2,7 +2,7 @@
 // and axolotl save it.
 
 import { expect, it } from 'vitest'
-import { MemoryDirectory, saveAdapter } from '../../src/node.js'
+import { MemoryDirectory, saveAdapter } from '../../src/api/node.js'
 import { adapter, base, mergeCheckpoint } from './toolkit.js'
 
 const TEMPLATE = '{% for m in messages %}<|im_start|>{{ m.role }}{{ m.content }}<|im_end|>{% endfor %}'

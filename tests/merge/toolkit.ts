@@ -1,14 +1,5 @@
 // Small checkpoints and adapters for tests of merging.
 
-import { closing, concatBytes, readAll } from '../../src/base/bytes.js'
-import { decodeWeights, encodeFloats, encodeWeights } from '../../src/base/dtype.js'
-import { Random } from '../../src/base/random.js'
-import { elementCount } from '../../src/base/tensor.js'
-import { parseSafetensorsHeader, type TensorBytes, writeSafetensors } from '../../src/formats/safetensors.js'
-import { carryOut } from '../../src/merge/carry-out.js'
-import { type MergeRequest, merge } from '../../src/merge/merge.js'
-import { openMerge } from '../../src/merge/open.js'
-import type { MergeInput } from '../../src/merge/parts.js'
 import {
   type ByteSource,
   type Directory,
@@ -21,7 +12,16 @@ import {
   type OnnxModel,
   type TensorDtype,
   type WeightDtype,
-} from '../../src/node.js'
+} from '../../src/api/node.js'
+import { closing, concatBytes, readAll } from '../../src/core/base/bytes.js'
+import { decodeWeights, encodeFloats, encodeWeights } from '../../src/core/base/dtype.js'
+import { Random } from '../../src/core/base/random.js'
+import { elementCount } from '../../src/core/base/tensor.js'
+import { parseSafetensorsHeader, type TensorBytes, writeSafetensors } from '../../src/files/safetensors.js'
+import { carryOut } from '../../src/merge/carry-out.js'
+import { type MergeRequest, merge } from '../../src/merge/merge.js'
+import { openMerge } from '../../src/merge/open.js'
+import type { MergeInput } from '../../src/merge/parts.js'
 
 export type TensorSketch = readonly [name: string, dtype: TensorDtype, shape: readonly number[]]
 

@@ -1,15 +1,5 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { concatBytes, MemorySource } from '../../src/base/bytes.js'
-import { decodeFloats, encodeFloats } from '../../src/base/dtype.js'
-import { Random } from '../../src/base/random.js'
-import { NodeProtoSchema } from '../../src/formats/onnx/gen/onnx_pb.js'
-import { create } from '../../src/formats/onnx/protobuf.js'
-import { ChangeSums } from '../../src/merge/merge-report.js'
-import { addLayer, type Edit, replaceRows, replaceTensor } from '../../src/merge/onnx/edits.js'
-import { openAdapters } from '../../src/merge/plan/adapters.js'
-import { chunksOf, segmentsOf } from '../../src/merge/plan/layout.js'
-import { ChunkMerger, computeScales } from '../../src/merge/weight.js'
 import {
   type ByteSource,
   type FloatDtype,
@@ -17,7 +7,17 @@ import {
   LoraAdapter,
   LoraLayer,
   NumericError,
-} from '../../src/node.js'
+} from '../../src/api/node.js'
+import { concatBytes, MemorySource } from '../../src/core/base/bytes.js'
+import { decodeFloats, encodeFloats } from '../../src/core/base/dtype.js'
+import { Random } from '../../src/core/base/random.js'
+import { ChangeSums } from '../../src/merge/merge-report.js'
+import { addLayer, type Edit, replaceRows, replaceTensor } from '../../src/merge/onnx/edits.js'
+import { openAdapters } from '../../src/merge/plan/adapters.js'
+import { chunksOf, segmentsOf } from '../../src/merge/plan/layout.js'
+import { ChunkMerger, computeScales } from '../../src/merge/weight.js'
+import { NodeProtoSchema } from '../../src/onnx/format/gen/onnx_pb.js'
+import { create } from '../../src/onnx/format/protobuf.js'
 import { cases } from '../thorough.js'
 
 function randomMatrix(rows: number, columns: number, seed: number) {

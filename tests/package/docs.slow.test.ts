@@ -112,7 +112,7 @@ describe('README and the pages of docs/', () => {
 })
 
 describe('the examples of docstrings', () => {
-  const sources = ['src/index/verbs.ts', 'src/index/hub.ts', 'src/infer/session.ts', 'src/index/session.ts']
+  const sources = ['src/api/verbs.ts', 'src/api/hub.ts', 'src/run/session.ts', 'src/api/session.ts']
   const examples = sources.flatMap((source) => {
     const text = readFileSync(join(repository, source), 'utf8')
     const comments = [

@@ -228,7 +228,9 @@ describe('in the browser', () => {
       expect(gzipSync(code.join('\n')).byteLength).toBeLessThanOrEqual(MAX_CORE_GZIP_BYTES)
 
       // Names of classes are shortened, but names of errors stay.
-      const names = Object.keys(await import('../../src/index.js')).filter((name) => /^(?!Lowrank).*Error$/.test(name))
+      const names = Object.keys(await import('../../src/api/index.js')).filter((name) =>
+        /^(?!Lowrank).*Error$/.test(name),
+      )
       expect(names.length).toBeGreaterThan(5)
       expect(names.filter((name) => !new RegExp(`name\\s*=\\s*.${name}`).test(code.join('\n')))).toEqual([])
     } finally {

@@ -114,7 +114,7 @@ describe.skipIf(browser === undefined || runtime === undefined)('the code of a p
             load: (id) => (id === entry ? page + PAGE : undefined),
           },
         ],
-        resolve: { alias: { lowrank: join(repository, 'dist/index.js') } },
+        resolve: { alias: { lowrank: join(repository, 'dist/api/index.js') } },
         worker: { format: 'es' },
         build: {
           outDir,

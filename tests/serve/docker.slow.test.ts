@@ -5,7 +5,7 @@ import { execFileSync, spawnSync } from 'node:child_process'
 import { copyFileSync, cpSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, it } from 'vitest'
-import { scratchFolder } from '../cli/lowrank.js'
+import { scratchFolder } from '../app/cli/lowrank.js'
 import { installed } from '../package/consumer.js'
 
 const hasDocker = [['info'], ['compose', 'version']].every((args) => spawnSync('docker', args).status === 0)

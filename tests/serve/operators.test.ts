@@ -16,14 +16,14 @@ import {
   type RequestEntry,
 } from 'lowrank/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { Random } from '../../src/base/random.js'
+import { Random } from '../../src/core/base/random.js'
 import { Gate } from '../../src/serve/gate.js'
 import { VERSION } from '../../src/serve/gen/version.js'
 import { eventStream, HttpError, OPENAI } from '../../src/serve/http.js'
 import { ROUTES } from '../../src/serve/service.js'
 import { enginesHere } from '../engines-here.js'
+import { FakeHub, TOKEN } from '../files/io/hub/server.js'
 import { goldenPath } from '../golden.js'
-import { FakeHub, TOKEN } from '../io/hub/server.js'
 
 let model: Model
 const entries: RequestEntry[] = []

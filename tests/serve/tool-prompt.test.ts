@@ -6,9 +6,9 @@ import { join } from 'node:path'
 import { loadModel } from 'lowrank'
 import { createHandler } from 'lowrank/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { callForm, withToolTexts } from '../../src/infer/generate/tool-texts.js'
-import { parseChat } from '../../src/text/chat.js'
-import { compileChatTemplate } from '../../src/text/compiled-template.js'
+import { parseChat } from '../../src/model/text/chat.js'
+import { compileChatTemplate } from '../../src/model/text/compiled-template.js'
+import { callForm, withToolTexts } from '../../src/run/generate/tool-texts.js'
 import { enginesHere } from '../engines-here.js'
 
 const scratch = mkdtempSync(join(tmpdir(), 'lowrank-tools-'))

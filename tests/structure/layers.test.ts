@@ -109,7 +109,7 @@ const WIDER = new Set([
   'cli',
 ])
 
-/** Where `node:` modules and onnxruntime-node may be imported: never reached from src/index.ts. */
+/** Where `node:` modules and onnxruntime-node may be imported: never reached from src/api/index.ts. */
 const NODE_ONLY = /^src\/(cli\/|node\.ts$|(.*\/)?node\/)/
 
 const files = filesIn('src', ['.ts'])
@@ -119,7 +119,7 @@ const arrow = ({ from, specifier }: { from: string; specifier: string }) => `${f
 
 describe('layers of src/', () => {
   it('finds the sources', () => {
-    expect(files).toContain('src/index.ts')
+    expect(files).toContain('src/api/index.ts')
     expect(files.length).toBeGreaterThan(20)
   })
 
@@ -173,15 +173,15 @@ describe('layers of src/', () => {
       done.add(path)
     }
     for (const path of files) visit(path, [])
-    expect([...done]).toContain('src/index/gen/options.ts')
+    expect([...done]).toContain('src/api/gen/options.ts')
     expect(circles).toEqual([])
   })
 
   it('names no task outside of its file and the table', () => {
-    const tasks = files.filter((path) => path.startsWith('src/tasks/'))
+    const tasks = files.filter((path) => path.startsWith('src/train/tasks/'))
     const named = tasks
       .map((path) => path.split('/')[2].replace('.ts', ''))
-      .filter((name) => textOf('src/tasks/tasks.ts').includes(`./${name}.js')`))
+      .filter((name) => textOf('src/train/tasks/tasks.ts').includes(`./${name}.js')`))
     expect(named).toContain('causal-lm')
     const blind = files.filter((path) => /^src\/(graph|train)\//.test(path))
     // Look for the task's name as a value or a path only, because "embedding" is also a layer of models.
@@ -202,14 +202,14 @@ describe('layers of src/', () => {
     expect(wrong.map(arrow)).toEqual([])
   })
 
-  it('reaches no Node file from src/index.ts, by any import', () => {
+  it('reaches no Node file from src/api/index.ts, by any import', () => {
     const reached = new Set<string>()
     const visit = (path: string): void => {
       if (reached.has(path)) return
       reached.add(path)
       for (const { from, to } of imports) if (from === path && to !== undefined) visit(to)
     }
-    visit('src/index.ts')
+    visit('src/api/index.ts')
     expect([...reached].filter((path) => NODE_ONLY.test(path))).toEqual([])
   })
 
@@ -224,14 +224,14 @@ describe('layers of src/', () => {
       }
       return loaded
     }
-    const entry = [...loadedWith('src/node.ts')]
+    const entry = [...loadedWith('src/api/node.ts')]
     expect(entry).toContain('src/lora/layer.ts')
     expect(entry.filter((path) => /^(@|src\/(graph|text|peft|formats\/onnx)\/)/.test(path))).toEqual([])
     const commands = files.filter((path) => /^src\/cli\/[^/]*$/.test(path))
     const shown = new Set<string>()
     for (const path of commands) loadedWith(path, shown)
-    expect(shown).toContain('src/index.ts')
-    expect(shown).not.toContain('src/node.ts')
+    expect(shown).toContain('src/api/index.ts')
+    expect(shown).not.toContain('src/api/node.ts')
   })
 
   it('builds the page from the public API alone', () => {
@@ -247,7 +247,7 @@ describe('layers of src/', () => {
     expect(imports.filter(({ specifier }) => bare.test(specifier)).map(arrow)).toEqual([])
   })
 
-  it('imports ONNX Runtime only in src/runtime', () => {
+  it('imports ONNX Runtime only in src/onnx/runtime', () => {
     const wrong = imports.filter(
       ({ from, specifier }) => specifier.startsWith('onnxruntime-') && layerOf(from) !== 'runtime',
     )
@@ -275,37 +275,47 @@ describe('layers of src/', () => {
 /** Files that load other modules later with `import()`, by reason. A path that ends in / is a folder. */
 const LOADING = {
   verbs: [
-    'src/index/',
-    'src/cli/',
-    'src/node.ts',
-    'src/handoff-entry/entry.ts',
-    'src/transformers.ts',
-    'src/infer/model-session.ts',
+    'src/api/',
+    'src/app/cli/',
+    'src/api/node.ts',
+    'src/api/handoff.ts',
+    'src/app/transformers/entry.ts',
+    'src/run/model-session.ts',
   ],
   // Chats, schemas, stop strings, encoders, and pictures. A page that only continues texts does not load them.
   prompts: [
-    ...['src/infer/generate/generate.ts', 'src/infer/generate/prompts.ts', 'src/infer/generate/text-graph.ts'],
-    ...['src/infer/generate/text-batch.ts', 'src/infer/engine.ts', 'src/train/rows/examples.ts'],
+    ...['src/run/generate/generate.ts', 'src/run/generate/prompts.ts', 'src/run/generate/text-graph.ts'],
+    ...['src/run/generate/text-batch.ts', 'src/run/engine.ts', 'src/train/rows/examples.ts'],
   ],
   // Tasks, formats of adapters and of data, and names of checkpoints.
   tables: [
-    ...['src/tasks/tasks.ts', 'src/exchange/formats.ts', 'src/data/read-files.ts'],
-    ...['src/data/read-rows.ts', 'src/merge/open.ts', 'src/merge/plan/names/tables.ts', 'src/peft/files.ts'],
+    ...['src/train/tasks/tasks.ts', 'src/merge/exchange/formats.ts', 'src/files/data/read-files.ts'],
+    ...['src/files/data/read-rows.ts', 'src/merge/open.ts', 'src/merge/plan/names/tables.ts', 'src/lora/peft/files.ts'],
   ],
   // Parts that most adapters do not have, messages of graphs that cannot be opened, attention of long texts, Dense
   // modules, and folders of runs, which pages seldom have.
   rare: [
-    ...['src/peft/open.ts', 'src/peft/tensors.ts', 'src/runtime/onnxruntime.ts', 'src/graph/training/passes.ts'],
-    ...['src/graph/sentence-modules.ts', 'src/train/saved/run-place.ts'],
+    ...[
+      'src/lora/peft/open.ts',
+      'src/lora/peft/tensors.ts',
+      'src/onnx/runtime/onnxruntime.ts',
+      'src/train/graph/passes.ts',
+    ],
+    ...['src/model/sentence-modules.ts', 'src/train/saved/run-place.ts'],
   ],
   // Parts that run here or in a worker, and parts for Node or for browsers.
   platform: [
-    ...['src/node/platform.ts', 'src/runtime/host.ts', 'src/runtime/load.ts', 'src/infer/graph-session.ts'],
-    ...['src/train/run.ts', 'src/train/sessions.ts', 'src/train/task-trainer.ts', 'src/node/reward-worker.ts'],
+    ...['src/api/node/platform.ts', 'src/onnx/runtime/host.ts', 'src/onnx/runtime/load.ts', 'src/run/graph-session.ts'],
+    ...[
+      'src/train/run.ts',
+      'src/train/engine/sessions.ts',
+      'src/train/task-trainer.ts',
+      'src/api/node/reward-worker.ts',
+    ],
   ],
   peers: [
-    ...['src/transformers/module.ts', 'src/data/parquet.ts', 'src/images/node/decode.ts'],
-    ...['src/text/compiled-template.ts', 'src/text/chat-template.ts', 'src/infer/schemas/grammars.ts'],
+    ...['src/app/transformers/module.ts', 'src/files/data/parquet.ts', 'src/model/images/node/decode.ts'],
+    ...['src/model/text/compiled-template.ts', 'src/model/text/chat-template.ts', 'src/run/schemas/grammars.ts'],
     'src/serve/spans.ts',
   ],
 }

@@ -5,14 +5,14 @@ import { expect, it } from 'vitest'
 import { filesIn, textOf } from './project.js'
 
 const PLACES: Readonly<Record<string, string>> = {
-  'src/io/node/files.ts': 'a file that a caller of the folder names, as Directory.remove promises',
-  'src/io/node/folders.ts': 'empty folders that this process made',
-  'src/io/node/reserve.ts': 'locks, whose names have the token of a process that has ended, or of this one',
-  'src/io/node/whole-output.ts':
+  'src/files/io/node/files.ts': 'a file that a caller of the folder names, as Directory.remove promises',
+  'src/files/io/node/folders.ts': 'empty folders that this process made',
+  'src/files/io/node/reserve.ts': 'locks, whose names have the token of a process that has ended, or of this one',
+  'src/files/io/node/whole-output.ts':
     'hidden folders that have a token, files that a caller names, results that may be replaced',
-  'src/io/hub/node/open-hub.ts': 'files in the cache, under names that only the cache gives',
-  'src/io/hub/node/download.ts': 'partial downloads, under names that only the cache gives',
-  'src/node/example-file.ts': 'a temporary file that this process has just made',
+  'src/files/io/hub/node/open-hub.ts': 'files in the cache, under names that only the cache gives',
+  'src/files/io/hub/node/download.ts': 'partial downloads, under names that only the cache gives',
+  'src/api/node/example-file.ts': 'a temporary file that this process has just made',
   'src/serve/jobs/node/store.ts': 'the record of an entry that is removed',
   'src/serve/jobs/node/trainer.ts': 'step-N.tmp in the folder of the job, which only the process of the job makes',
 }
@@ -37,5 +37,5 @@ it('removes whole folders only if they are hidden and its own', () => {
   const found = SOURCES.flatMap(([file, text]) =>
     [...text.matchAll(/\brm(?:Sync)?\([^)]*recursive: true/g)].map(() => file),
   )
-  expect(found.sort()).toEqual(['src/io/node/whole-output.ts', 'src/serve/jobs/node/trainer.ts'])
+  expect(found.sort()).toEqual(['src/files/io/node/whole-output.ts', 'src/serve/jobs/node/trainer.ts'])
 })

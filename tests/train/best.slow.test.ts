@@ -7,7 +7,7 @@ import {
   type Model,
   type TrainResult,
   train as trainByOptions,
-} from '../../src/node.js'
+} from '../../src/api/node.js'
 import type { TrainInput } from '../../src/train/options.js'
 import { BestEvaluation } from '../../src/train/saved/best.js'
 import { METRICS_FILE, STATE_FILE } from '../../src/train/saved/run-folder.js'

@@ -1,10 +1,10 @@
 import { describe, expect, it } from 'vitest'
-import { StateError } from '../../src/node.js'
-import { untransferred } from '../../src/runtime/rpc.js'
-import type { Runtime } from '../../src/runtime/runtime.js'
-import type { EngineSetup, EngineState } from '../../src/train/engine.js'
-import { type Pass, TrainEngine } from '../../src/train/engine.js'
-import { clipFactor, stepAdamW } from '../../src/train/optimizer.js'
+import { StateError } from '../../src/api/node.js'
+import { untransferred } from '../../src/onnx/runtime/rpc.js'
+import type { Runtime } from '../../src/onnx/runtime/runtime.js'
+import type { EngineSetup, EngineState } from '../../src/train/engine/engine.js'
+import { type Pass, TrainEngine } from '../../src/train/engine/engine.js'
+import { clipFactor, stepAdamW } from '../../src/train/engine/optimizer.js'
 import { takeStep } from './take-step.js'
 
 /** A runtime whose sessions all compute loss = weight·Σ (p − target)² for two parameters. */

@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os'
 import { basename, join } from 'node:path'
 import { FileError, type LoraAdapter, loadAdapter, MemoryDirectory, train } from 'lowrank'
 import { afterAll, expect, it } from 'vitest'
-import { binary, MODEL, QUICK } from '../cli/lowrank.js'
+import { binary, MODEL, QUICK } from '../app/cli/lowrank.js'
 
 const scratch = mkdtempSync(join(tmpdir(), 'lowrank-full-'))
 afterAll(() => rmSync(scratch, { recursive: true, force: true }))

@@ -1,8 +1,14 @@
 // A short training run with texts of its adapter. It runs in the same way in Node and in a page.
 
-import { generate } from '../../src/infer/generate/generate.js'
-import { ModelSession } from '../../src/infer/model-session.js'
-import { type LoraAdapter, MemoryDirectory, type Model, type TrainReport, type TrainSettings } from '../../src/node.js'
+import {
+  type LoraAdapter,
+  MemoryDirectory,
+  type Model,
+  type TrainReport,
+  type TrainSettings,
+} from '../../src/api/node.js'
+import { generate } from '../../src/run/generate/generate.js'
+import { ModelSession } from '../../src/run/model-session.js'
 import { train } from '../../src/train/train.js'
 
 export interface Job {

@@ -2,10 +2,10 @@
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, expect, it } from 'vitest'
-import { loadAdapter, type Model, train as trainByOptions } from '../../src/node.js'
-import { loraPlusRates } from '../../src/train/parameters.js'
+import { loadAdapter, type Model, train as trainByOptions } from '../../src/api/node.js'
+import { loraPlusRates } from '../../src/train/engine/parameters.js'
 import { train } from '../../src/train/train.js'
-import { openModel } from '../infer/models.js'
+import { openModel } from '../run/models.js'
 
 const encoder = 'tests/golden/text-classification/encoder'
 const { learningRate, ratio, losses } = JSON.parse(readFileSync('tests/golden/lora-plus/golden.json', 'utf8'))

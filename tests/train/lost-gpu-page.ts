@@ -1,9 +1,9 @@
 // The script of lost-gpu.slow.test.ts in the page: loses the GPU in the middle of a training and of a text, and then
 // continues.
 
-import { generate } from '../../src/infer/generate/generate.js'
-import { ModelSession } from '../../src/infer/model-session.js'
-import { loadModel, MemoryDirectory, webRuntime } from '../../src/node.js'
+import { loadModel, MemoryDirectory, webRuntime } from '../../src/api/node.js'
+import { generate } from '../../src/run/generate/generate.js'
+import { ModelSession } from '../../src/run/model-session.js'
 import { train } from '../../src/train/train.js'
 
 export interface LostGpuResult {

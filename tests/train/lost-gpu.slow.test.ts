@@ -6,8 +6,8 @@ import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { beforeAll, describe, expect, it } from 'vitest'
+import { root } from '../app/cli/lowrank.js'
 import { browser, buildPage, WEBGPU, webRuntimeFolder } from '../browser.js'
-import { root } from '../cli/lowrank.js'
 import type { LostGpuResult } from './lost-gpu-page.js'
 
 const runtime = webRuntimeFolder()

@@ -3,20 +3,20 @@
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { MemorySource } from '../../src/base/bytes.js'
-import { transpose } from '../../src/base/tensor.js'
-import { parseSafetensorsHeader, readTensorF32 } from '../../src/formats/safetensors.js'
-import { buildTrainingGraph } from '../../src/graph/training/training-graph.js'
+import { ConfigError, type Feeds, loadAdapter, MemoryDirectory, type Model } from '../../src/api/node.js'
+import { MemorySource } from '../../src/core/base/bytes.js'
+import { transpose } from '../../src/core/base/tensor.js'
+import { parseSafetensorsHeader, readTensorF32 } from '../../src/files/safetensors.js'
 import { rowNorms } from '../../src/lora/delta.js'
-import { ConfigError, type Feeds, loadAdapter, MemoryDirectory, type Model } from '../../src/node.js'
-import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
-import { loadTask } from '../../src/tasks/tasks.js'
-import { squaresOfRows } from '../../src/train/dora.js'
+import { loadNodeRuntime } from '../../src/onnx/runtime/node/runtime.js'
+import { squaresOfRows } from '../../src/train/engine/dora.js'
+import { readParameters } from '../../src/train/engine/parameters.js'
+import { buildTrainingGraph } from '../../src/train/graph/training-graph.js'
 import type { TrainInput } from '../../src/train/options.js'
-import { readParameters } from '../../src/train/parameters.js'
 import { STATE_FILE } from '../../src/train/saved/run-folder.js'
+import { loadTask } from '../../src/train/tasks/tasks.js'
 import { train } from '../../src/train/train.js'
-import { openModel } from '../infer/models.js'
+import { openModel } from '../run/models.js'
 import { abortAt, WEIGHTS } from './tiny.js'
 
 const encoder = 'tests/golden/text-classification/encoder'
@@ -231,8 +231,8 @@ describe('a new adapter', () => {
   }
 
   async function weightOf(module: string) {
-    const { findLinears } = await import('../../src/graph/match/linears.js')
-    const { readGraph } = await import('../../src/graph/view/graph.js')
+    const { findLinears } = await import('../../src/model/match/linears.js')
+    const { readGraph } = await import('../../src/onnx/view/graph.js')
     const graph = readGraph(model.onnx)
     const linear = findLinears(graph).find(({ name }) => name.endsWith(module))!
     const read = await linear.form.openLines(model.onnx, graph, linear)

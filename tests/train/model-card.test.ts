@@ -1,11 +1,11 @@
 import { describe, expect, it } from 'vitest'
 import { parse } from 'yaml'
 import { resolveConfig } from '../../src/lora/config.js'
-import { causalLm } from '../../src/tasks/causal-lm.js'
-import { embedding } from '../../src/tasks/embedding.js'
-import { imageClassification } from '../../src/tasks/image-classification.js'
-import { textClassification } from '../../src/tasks/text-classification.js'
 import { type CardParts, type CardSources, cardOf, modelCard } from '../../src/train/saved/model-card.js'
+import { causalLm } from '../../src/train/tasks/causal-lm.js'
+import { embedding } from '../../src/train/tasks/embedding.js'
+import { imageClassification } from '../../src/train/tasks/image-classification.js'
+import { textClassification } from '../../src/train/tasks/text-classification.js'
 
 const parts: CardParts = {
   folder: 'out/mine',

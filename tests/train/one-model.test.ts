@@ -2,11 +2,11 @@
 // as alone, and the session gets the trained adapter without loading again.
 
 import { expect, it } from 'vitest'
-import { ModelSession } from '../../src/infer/model-session.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
-import { type ByteSource, loadModel } from '../../src/node.js'
+import { type ByteSource, loadModel } from '../../src/api/node.js'
+import { NodeDirectory } from '../../src/files/io/node/files.js'
+import { ModelSession } from '../../src/run/model-session.js'
 import { train } from '../../src/train/train.js'
-import { inThread } from '../infer/models.js'
+import { inThread } from '../run/models.js'
 
 /** Counts how often each file is opened. */
 class CountingDirectory extends NodeDirectory {

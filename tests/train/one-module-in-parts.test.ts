@@ -1,22 +1,22 @@
 // A module of an adapter that the graph computes as several products, as onnxruntime-genai writes Phi-3's gate_up_proj:
 // DoRA, dropout, and a loaded adapter that is trained further. Plain gradients are in
-// tests/graph/training-graph.test.ts.
+// tests/train/graph/training-graph.test.ts.
 
 import { afterAll, beforeAll, expect, it } from 'vitest'
-import { outputNorms } from '../../src/graph/inject/affine.js'
-import { findLinears } from '../../src/graph/match/linears.js'
-import { placeAdapter } from '../../src/graph/match/place-adapter.js'
-import { buildTrainingGraph } from '../../src/graph/training/training-graph.js'
-import { readGraph } from '../../src/graph/view/graph.js'
+import { type Feeds, type LoraAdapter, loadAdapter, MemoryDirectory, type Model } from '../../src/api/node.js'
 import { resolveConfig } from '../../src/lora/config.js'
-import { type Feeds, type LoraAdapter, loadAdapter, MemoryDirectory, type Model } from '../../src/node.js'
-import { loadNodeRuntime } from '../../src/runtime/node/runtime.js'
-import { causalLm } from '../../src/tasks/causal-lm.js'
-import { squaresOfRows } from '../../src/train/dora.js'
+import { outputNorms } from '../../src/model/inject/affine.js'
+import { findLinears } from '../../src/model/match/linears.js'
+import { placeAdapter } from '../../src/model/match/place-adapter.js'
+import { loadNodeRuntime } from '../../src/onnx/runtime/node/runtime.js'
+import { readGraph } from '../../src/onnx/view/graph.js'
+import { squaresOfRows } from '../../src/train/engine/dora.js'
+import { buildTrainingGraph } from '../../src/train/graph/training-graph.js'
 import { findTargets, newAdapter } from '../../src/train/new-adapter.js'
+import { causalLm } from '../../src/train/tasks/causal-lm.js'
 import { train } from '../../src/train/train.js'
-import { causalOf, collated, factorFeeds, golden, layersOf, relativeError, targetCount } from '../graph/golden.js'
-import { openModel } from '../infer/models.js'
+import { causalOf, collated, factorFeeds, golden, layersOf, relativeError, targetCount } from '../model/golden.js'
+import { openModel } from '../run/models.js'
 import { abortAt, data, WEIGHTS } from './tiny.js'
 
 const FOLDER = 'tests/golden/models/phi3-genai'

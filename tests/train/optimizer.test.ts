@@ -1,7 +1,7 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { Random } from '../../src/base/random.js'
-import { type AdamWOptions, clipFactor, gradientNorm, stepAdamW } from '../../src/train/optimizer.js'
+import { Random } from '../../src/core/base/random.js'
+import { type AdamWOptions, clipFactor, gradientNorm, stepAdamW } from '../../src/train/engine/optimizer.js'
 
 const PLAIN: AdamWOptions = { weightDecay: 0 }
 

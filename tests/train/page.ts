@@ -1,9 +1,9 @@
 // The script of browser.slow.test.ts in the page: trains and generates in Web Workers, with a model and records that
 // the page fetches.
 
-import { generate } from '../../src/infer/generate/generate.js'
-import { ModelSession } from '../../src/infer/model-session.js'
-import { type LoraAdapter, loadModel, MemoryDirectory, webRuntime } from '../../src/node.js'
+import { type LoraAdapter, loadModel, MemoryDirectory, webRuntime } from '../../src/api/node.js'
+import { generate } from '../../src/run/generate/generate.js'
+import { ModelSession } from '../../src/run/model-session.js'
 import { type Job, type JobResult, runJob } from './job.js'
 
 /** The job of the page, which it fetches first. */

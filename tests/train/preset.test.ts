@@ -3,11 +3,11 @@
 
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
-import { loadModel, MemoryDirectory } from '../../src/node.js'
-import { ADAMW } from '../../src/train/optimizer.js'
+import { loadModel, MemoryDirectory } from '../../src/api/node.js'
+import { ADAMW } from '../../src/train/engine/optimizer.js'
 import { defaultsOf, resolveSettings } from '../../src/train/settings.js'
 import { train } from '../../src/train/train.js'
-import { inThread } from '../infer/models.js'
+import { inThread } from '../run/models.js'
 import { data, folder } from './tiny.js'
 
 const { LoraConfig: lora, TrainingArguments: run } = JSON.parse(

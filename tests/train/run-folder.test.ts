@@ -2,9 +2,6 @@ import { mkdir, mkdtemp, readdir, rm, writeFile as writePlain } from 'node:fs/pr
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { readAll, writeFile } from '../../src/base/bytes.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
-import { newToken } from '../../src/io/node/owner.js'
 import {
   type Directory,
   FileError,
@@ -13,8 +10,11 @@ import {
   MemoryDirectory,
   MismatchError,
   type StepMetrics,
-} from '../../src/node.js'
-import { MARKER_FILE } from '../../src/peft/file-names.js'
+} from '../../src/api/node.js'
+import { readAll, writeFile } from '../../src/core/base/bytes.js'
+import { NodeDirectory } from '../../src/files/io/node/files.js'
+import { newToken } from '../../src/files/io/node/owner.js'
+import { MARKER_FILE } from '../../src/lora/peft/file-names.js'
 import { checkFingerprint } from '../../src/train/saved/fingerprint.js'
 import {
   checkRunFolder,

@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import type { Schedule } from '../../src/node.js'
+import type { Schedule } from '../../src/api/node.js'
 import { learningRates, warmupStepsOf } from '../../src/train/settings.js'
 
 const rates = (schedule: Schedule, learningRate: number, warmupRatio: number, total: number, warmupSteps?: number) =>

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest'
-import { ConfigError, LoraAdapter, train } from '../../src/node.js'
-import { readParameters, writeParameters } from '../../src/train/parameters.js'
+import { ConfigError, LoraAdapter, train } from '../../src/api/node.js'
+import { readParameters, writeParameters } from '../../src/train/engine/parameters.js'
 import { steadyMedian } from '../../src/train/saved/history.js'
 import { resolveSettings, TRAIN_DEFAULTS, withDefaultRate } from '../../src/train/settings.js'
 

@@ -1,7 +1,7 @@
 // A run that is stopped at any moment, and resumed.
 
 import { it } from 'vitest'
-import { loadModel } from '../../src/node.js'
+import { loadModel } from '../../src/api/node.js'
 import { checkStops } from './stops.js'
 import { folder, module } from './tiny.js'
 

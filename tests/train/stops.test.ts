@@ -1,7 +1,7 @@
 // A run that is stopped at a few moments of each kind, and resumed. stops.slow.test.ts tries all moments.
 
 import { afterAll, beforeAll, it } from 'vitest'
-import { loadModel, type Model } from '../../src/node.js'
+import { loadModel, type Model } from '../../src/api/node.js'
 import { checkStops } from './stops.js'
 import { folder, module } from './tiny.js'
 

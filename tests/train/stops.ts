@@ -2,7 +2,13 @@
 // report.
 
 import { expect } from 'vitest'
-import { type ByteSink, type EvaluationEvent, MemoryDirectory, type Model, type TrainReport } from '../../src/node.js'
+import {
+  type ByteSink,
+  type EvaluationEvent,
+  MemoryDirectory,
+  type Model,
+  type TrainReport,
+} from '../../src/api/node.js'
 import type { TrainInput } from '../../src/train/options.js'
 import { METRICS_FILE } from '../../src/train/saved/run-folder.js'
 import { data, trainTiny, WEIGHTS } from './tiny.js'

@@ -1,7 +1,7 @@
 // A step of the optimizer with the gradients of some passes.
 
-import type { Remote } from '../../src/runtime/rpc.js'
-import type { Pass, TrainEngine } from '../../src/train/engine.js'
+import type { Remote } from '../../src/onnx/runtime/rpc.js'
+import type { Pass, TrainEngine } from '../../src/train/engine/engine.js'
 
 /** `stepLoss`: the loss, where those of the passes are only a way to its gradients. */
 export async function takeStep(

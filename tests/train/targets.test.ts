@@ -2,12 +2,12 @@
 // record is read.
 
 import { afterAll, beforeAll, expect, it, vi } from 'vitest'
+import { ConfigError, MismatchError, type Model } from '../../src/api/node.js'
 import { resolveConfig } from '../../src/lora/config.js'
 import { targetMatcher } from '../../src/lora/patterns/patterns.js'
-import { ConfigError, MismatchError, type Model } from '../../src/node.js'
 import { findTargets } from '../../src/train/new-adapter.js'
 import { train } from '../../src/train/train.js'
-import { openModel } from '../infer/models.js'
+import { openModel } from '../run/models.js'
 
 let model: Model
 beforeAll(async () => {

@@ -3,8 +3,8 @@
 import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import * as ort from 'onnxruntime-node'
-import { NodeDirectory } from '../../src/io/node/files.js'
-import type { OrtModule, TextRecord, TrainResult } from '../../src/node.js'
+import type { OrtModule, TextRecord, TrainResult } from '../../src/api/node.js'
+import { NodeDirectory } from '../../src/files/io/node/files.js'
 import type { TrainInput } from '../../src/train/options.js'
 import { train } from '../../src/train/train.js'
 

@@ -1,7 +1,5 @@
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { MemorySource } from '../../src/base/bytes.js'
-import { OnnxModel } from '../../src/formats/onnx/model.js'
 import {
   ConfigError,
   DataError,
@@ -17,10 +15,12 @@ import {
   type OrtModule,
   type StepEvent,
   type TrainReport,
-} from '../../src/node.js'
+} from '../../src/api/node.js'
+import { MemorySource } from '../../src/core/base/bytes.js'
+import { OnnxModel } from '../../src/onnx/format/model.js'
 import type { TrainInput } from '../../src/train/options.js'
 import { METRICS_FILE, STATE_FILE } from '../../src/train/saved/run-folder.js'
-import { weightOf } from '../formats/onnx-models.js'
+import { weightOf } from '../onnx/format/onnx-models.js'
 import { cases } from '../thorough.js'
 import { abortAt, data, evalData, folder, module, path, trainTiny, WEIGHTS } from './tiny.js'
 

@@ -1,12 +1,12 @@
 // What a run records about its base, and errors for initializations and targets that it cannot follow.
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { ModelSession } from '../../src/infer/model-session.js'
-import { HubDirectory } from '../../src/io/hub/directory.js'
-import { NodeDirectory } from '../../src/io/node/files.js'
-import { ConfigError, type Init, loadAdapter, loadModel, MemoryDirectory, type Model } from '../../src/node.js'
+import { ConfigError, type Init, loadAdapter, loadModel, MemoryDirectory, type Model } from '../../src/api/node.js'
+import { HubDirectory } from '../../src/files/io/hub/directory.js'
+import { NodeDirectory } from '../../src/files/io/node/files.js'
+import { ModelSession } from '../../src/run/model-session.js'
 import { baseNameOf } from '../../src/train/about-run.js'
-import { feedsOf, maxDifference } from '../infer/models.js'
+import { feedsOf, maxDifference } from '../run/models.js'
 import { data, folder, module, path, trainTiny } from './tiny.js'
 
 let model: Model

@@ -9,7 +9,7 @@ import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { unzipSync, zipSync } from 'fflate'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { LoraAdapter, MemoryDirectory, saveAdapter } from '../../src/node.js'
+import { LoraAdapter, MemoryDirectory, saveAdapter } from '../../src/api/node.js'
 import { canOpenSite, serveSite } from './site.js'
 
 const firefox = ['firefox-esr', 'firefox'].find((name) => spawnSync(name, ['--version']).status === 0)

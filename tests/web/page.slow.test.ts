@@ -9,7 +9,7 @@ import { basename, join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { unzipSync, zipSync } from 'fflate'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { LoraAdapter, saveAdapter } from '../../src/node.js'
+import { LoraAdapter, saveAdapter } from '../../src/api/node.js'
 import type { OpenPage } from '../page.js'
 import { canOpenSite, DESKTOP, openSite, PHONE, root, type Site } from './site.js'
 

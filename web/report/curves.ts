@@ -1,7 +1,7 @@
 // Charts of lines, drawn by uPlot in the page's own colors.
 
 import uPlot from 'uplot'
-import type { Series } from '../../src/report/page.js'
+import type { Series } from '../../src/api/report/page.js'
 import { make } from '../src/elements.js'
 import { figure } from './dom.js'
 

@@ -2,7 +2,7 @@
 
 import 'uplot/dist/uPlot.min.css'
 import './style.css'
-import type { Report, Sample, Section } from '../../src/report/page.js'
+import type { Report, Sample, Section } from '../../src/api/report/page.js'
 import { make } from '../src/elements.js'
 import { chart } from './curves.js'
 import { section } from './dom.js'

@@ -1,6 +1,6 @@
 // A table that sorts by a click on a title, and can be searched by its first column.
 
-import type { Cell } from '../../src/report/page.js'
+import type { Cell } from '../../src/api/report/page.js'
 import { button, make } from '../src/elements.js'
 import { figure } from './dom.js'
 

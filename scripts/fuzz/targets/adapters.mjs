@@ -1,12 +1,12 @@
 // Adapter folders: an adapter loads if and only if `inspect` reports no problems, and a saved adapter can be loaded and
 // saved again as the same bytes.
 
-import { MemoryDirectory } from '../../../dist/base/bytes.js'
-import { LowrankError } from '../../../dist/base/errors.js'
+import { MemoryDirectory } from '../../../dist/core/base/bytes.js'
+import { LowrankError } from '../../../dist/core/base/errors.js'
 import { fullMatch } from '../../../dist/lora/patterns/patterns.js'
-import { loadAdapter, saveAdapter } from '../../../dist/peft/adapter-folder.js'
-import { parsePeftConfig } from '../../../dist/peft/config.js'
-import { inspectAdapter } from '../../../dist/peft/inspect.js'
+import { loadAdapter, saveAdapter } from '../../../dist/lora/peft/adapter-folder.js'
+import { parsePeftConfig } from '../../../dist/lora/peft/config.js'
+import { inspectAdapter } from '../../../dist/lora/peft/inspect.js'
 import { folder, foldersWith, read } from '../inputs.mjs'
 import { mutateJson, mutateSafetensors, mutateText } from '../mutate.mjs'
 

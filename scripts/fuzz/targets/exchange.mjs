@@ -1,7 +1,7 @@
 // Adapters of mlx-lm.
 
-import { MemoryDirectory } from '../../../dist/base/bytes.js'
-import { convert } from '../../../dist/exchange/convert.js'
+import { MemoryDirectory } from '../../../dist/core/base/bytes.js'
+import { convert } from '../../../dist/merge/exchange/convert.js'
 import { folder } from '../inputs.mjs'
 import { mutateJson, mutateSafetensors } from '../mutate.mjs'
 

@@ -1,9 +1,9 @@
 // Files of weights: safetensors, checkpoints with an index, strict JSON.
 
-import { MemoryDirectory, MemorySource } from '../../../dist/base/bytes.js'
-import { openCheckpoint } from '../../../dist/formats/checkpoint.js'
-import { parseJson } from '../../../dist/formats/json.js'
-import { parseSafetensorsHeader, readTensorF32 } from '../../../dist/formats/safetensors.js'
+import { MemoryDirectory, MemorySource } from '../../../dist/core/base/bytes.js'
+import { openCheckpoint } from '../../../dist/files/checkpoint.js'
+import { parseJson } from '../../../dist/files/json.js'
+import { parseSafetensorsHeader, readTensorF32 } from '../../../dist/files/safetensors.js'
 import { filesLike, folder, read } from '../inputs.mjs'
 import { mutateJson, mutateSafetensors } from '../mutate.mjs'
 

@@ -1,10 +1,10 @@
 // Files that texts pass through: tokenizer.json, chat templates, and data files.
 
-import { MemorySource } from '../../../dist/base/bytes.js'
-import { readRows } from '../../../dist/data/read-rows.js'
-import { parseJson, toPlain } from '../../../dist/formats/json.js'
-import { compileChatTemplate } from '../../../dist/text/compiled-template.js'
-import { makeTokenizer } from '../../../dist/text/tokenizer.js'
+import { MemorySource } from '../../../dist/core/base/bytes.js'
+import { readRows } from '../../../dist/files/data/read-rows.js'
+import { parseJson, toPlain } from '../../../dist/files/json.js'
+import { compileChatTemplate } from '../../../dist/model/text/compiled-template.js'
+import { makeTokenizer } from '../../../dist/model/text/tokenizer.js'
 import { filesLike, read } from '../inputs.mjs'
 import { mutateBytes, mutateJson, mutateText } from '../mutate.mjs'
 

@@ -1,6 +1,6 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import { type OptionTable, ranged, BOOLEAN, STRING, oneOf, OBJECT, NAME } from '../../base/options.js'
+import { type OptionTable, ranged, BOOLEAN, STRING, oneOf, OBJECT, NAME } from '../../core/base/options.js'
 import { MODULES, LAYERS, RANKS, ALPHAS, INIT, SHORT_LIST, TOKEN_INDICES } from '../config-kinds.js'
 
 export const LORA_CONFIG: OptionTable = {

@@ -1,10 +1,10 @@
 // Computes initial factors from a decomposition of the weight, as PEFT does (tuners/lora/layer.py, 0.21). Everything is
 // in f64. The weight is (d, k), A (r, k), B (d, r).
 
-import { F64, type Matrix, zeros } from '../../base/tensor.js'
-import { columnsOf, copyAs, product } from '../../linalg/product.js'
-import { qr } from '../../linalg/qr.js'
-import { type Svd, truncatedSvd } from '../../linalg/svd.js'
+import { F64, type Matrix, zeros } from '../../core/base/tensor.js'
+import { columnsOf, copyAs, product } from '../../core/linalg/product.js'
+import { qr } from '../../core/linalg/qr.js'
+import { type Svd, truncatedSvd } from '../../core/linalg/svd.js'
 import type { FactorPair } from '../delta.js'
 
 /**

@@ -1,10 +1,10 @@
 // Computes the initial values of A and B. Each layer draws from a separate stream that depends only on seed and name.
 
-import { ConfigError, UnsupportedError } from '../../base/errors.js'
-import { Random } from '../../base/random.js'
-import { type FloatArray, type Matrix, zeros } from '../../base/tensor.js'
-import { adviceOn } from '../../base/words.js'
-import { copyAs, normals } from '../../linalg/product.js'
+import { ConfigError, UnsupportedError } from '../../core/base/errors.js'
+import { Random } from '../../core/base/random.js'
+import { type FloatArray, type Matrix, zeros } from '../../core/base/tensor.js'
+import { adviceOn } from '../../core/base/words.js'
+import { copyAs, normals } from '../../core/linalg/product.js'
 import { type LoraConfig, scalingOf } from '../config.js'
 import type { FactorPair } from '../delta.js'
 import { oloraFactors, orthogonalFactors, pissaFactors } from './decomposed.js'

@@ -1,9 +1,9 @@
 // Turns an adapter whose init changed the base weights into plain LoRA. The change of W is s·(B·A − B₀·A₀) = s·[B,
 // −B₀]·[A; A₀], as in PEFT's conversion (LoraModel.subtract_mutated_init).
 
-import { ConfigError, MismatchError, UnsupportedError } from '../../base/errors.js'
-import { checkShape, formatShape, type MatrixLike, toMatrix, zeros } from '../../base/tensor.js'
-import { beside, stacked } from '../../linalg/product.js'
+import { ConfigError, MismatchError, UnsupportedError } from '../../core/base/errors.js'
+import { checkShape, formatShape, type MatrixLike, toMatrix, zeros } from '../../core/base/tensor.js'
+import { beside, stacked } from '../../core/linalg/product.js'
 import { LoraAdapter } from '../adapter.js'
 import { configForLayer, type LoraConfig } from '../config.js'
 import { type FactorPair, scaled } from '../delta.js'

@@ -1,8 +1,8 @@
 // Checks the shapes of a convolution's factors. A (r, in, *kernel) reads all input channels. B (d, r/groups, 1…) reads
 // the r/groups results of A that belong to its group.
 
-import { ShapeError } from '../../base/errors.js'
-import { elementCount, formatShape } from '../../base/tensor.js'
+import { ShapeError } from '../../core/base/errors.js'
+import { elementCount, formatShape } from '../../core/base/tensor.js'
 
 export function groupsRefusal(groups: number): string {
   return `an adapted convolution of ${groups} groups cannot be merged, as in PEFT: A sees all channels, the weight those of its group`

@@ -1,8 +1,15 @@
 // An adapted convolution, as in PEFT: A (r, in, *kernel) is a convolution like the base's, and B (d, r/groups, 1…) has
 // kernel size 1. Flattened, they are factors of the base's weight (d, in·K), so a linear layer can hold them.
 
-import { ShapeError, UnsupportedError } from '../../base/errors.js'
-import { checkTensor, elementCount, type FloatArray, formatShape, type Matrix, type Tensor } from '../../base/tensor.js'
+import { ShapeError, UnsupportedError } from '../../core/base/errors.js'
+import {
+  checkTensor,
+  elementCount,
+  type FloatArray,
+  formatShape,
+  type Matrix,
+  type Tensor,
+} from '../../core/base/tensor.js'
 import { configForLayer, type LoraConfigInput, resolveConfigOf } from '../config.js'
 import { Factors, type LayerVectors, layerVectors, where } from '../factors.js'
 import { LoraLayer } from '../layer.js'

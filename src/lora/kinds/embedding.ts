@@ -9,7 +9,7 @@ import {
   type Tensor,
   toMatrix,
   transpose,
-} from '../../base/tensor.js'
+} from '../../core/base/tensor.js'
 import type { LoraConfigInput } from '../config.js'
 import { type LayerVectors, where } from '../factors.js'
 import { LoraLayer } from '../layer.js'

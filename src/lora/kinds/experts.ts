@@ -1,7 +1,7 @@
 // An adapted parameter (PEFT's target_parameters). Each expert is a linear layer with separate factors. PEFT stacks
 // them as A (E·r, k), expert after expert, and B (d, r·E), where column j·E + e is column j of expert e.
 
-import { ShapeError } from '../../base/errors.js'
+import { ShapeError } from '../../core/base/errors.js'
 import {
   checkShape,
   checkTensor,
@@ -13,8 +13,8 @@ import {
   toMatrix,
   transpose,
   zeros,
-} from '../../base/tensor.js'
-import { copyAs, rowsOf, stacked } from '../../linalg/product.js'
+} from '../../core/base/tensor.js'
+import { copyAs, rowsOf, stacked } from '../../core/linalg/product.js'
 import { configForLayer, type LoraConfig, type LoraConfigInput, resolveConfig } from '../config.js'
 import { Factors, layerVectors, where } from '../factors.js'
 import { LoraLayer } from '../layer.js'

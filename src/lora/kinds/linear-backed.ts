@@ -1,6 +1,6 @@
 // The base class of embeddings and convolutions. A linear layer holds their factors, reshaped.
 
-import type { FloatArray } from '../../base/tensor.js'
+import type { FloatArray } from '../../core/base/tensor.js'
 import type { LoraConfig } from '../config.js'
 import type { LoraLayer } from '../layer.js'
 import { FactorPart } from '../part.js'

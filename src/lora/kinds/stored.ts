@@ -6,10 +6,10 @@ import {
   requireWeightDtype,
   type TensorDtype,
   type WeightDtype,
-} from '../../base/dtype.js'
-import { ConfigError, ShapeError } from '../../base/errors.js'
-import { checkArgument, checkOptions, INTEGER, isObject, kind, listOf, STRING } from '../../base/options.js'
-import { checkTensor, elementCount, type FloatArray, formatShape, type Tensor } from '../../base/tensor.js'
+} from '../../core/base/dtype.js'
+import { ConfigError, ShapeError } from '../../core/base/errors.js'
+import { checkArgument, checkOptions, INTEGER, isObject, kind, listOf, STRING } from '../../core/base/options.js'
+import { checkTensor, elementCount, type FloatArray, formatShape, type Tensor } from '../../core/base/tensor.js'
 import { where } from '../factors.js'
 import { REPLACEMENT_OPTIONS } from '../gen/options.js'
 import { moduleOf, Part, rowsName, type StoredTensor } from '../part.js'

@@ -1,6 +1,6 @@
 // PEFT's rules for choosing modules and ranks by name: tuners_utils.check_target_module_exists, other.get_pattern_key.
 
-import { ConfigError } from '../../base/errors.js'
+import { ConfigError } from '../../core/base/errors.js'
 import { Expression, ExpressionError } from './expression.js'
 
 /** The most time that matching may take for a config, in milliseconds. A thousand layers need a tenth of a second. */

@@ -2,9 +2,9 @@
 // Measured: copying files first and patching them is slower.
 
 import { fstatSync, readSync, writeSync } from 'node:fs'
-import type { ByteSink, ByteSource } from '../../base/bytes.js'
-import { FileError } from '../../base/errors.js'
-import { withFileErrors } from '../../io/node/errors.js'
+import type { ByteSink, ByteSource } from '../../core/base/bytes.js'
+import { FileError } from '../../core/base/errors.js'
+import { withFileErrors } from '../../files/io/node/errors.js'
 import type { ChunkSource } from '../weight.js'
 
 export type OpenFile = Required<Pick<ByteSink, 'name' | 'fd'>>

@@ -2,11 +2,11 @@
 
 import { readdir, realpath, stat } from 'node:fs/promises'
 import path from 'node:path'
-import { readLeniently } from '../../base/bytes.js'
-import { FileError, listed } from '../../base/errors.js'
-import { withFileErrors } from '../../io/node/errors.js'
-import { NodeDirectory } from '../../io/node/files.js'
-import { freeBytes } from '../../io/node/folders.js'
+import { readLeniently } from '../../core/base/bytes.js'
+import { FileError, listed } from '../../core/base/errors.js'
+import { withFileErrors } from '../../files/io/node/errors.js'
+import { NodeDirectory } from '../../files/io/node/files.js'
+import { freeBytes } from '../../files/io/node/folders.js'
 import { RECORD_FILE, type ResultFile } from '../base-files.js'
 import type { MergeFormat } from '../merge-report.js'
 

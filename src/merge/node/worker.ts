@@ -1,7 +1,7 @@
 // Entry of the threads of a merge. They share the chunks of each file.
 
-import { ownerPort } from '../../runtime/node/worker.js'
-import { expose } from '../../runtime/rpc.js'
+import { ownerPort } from '../../onnx/runtime/node/worker.js'
+import { expose } from '../../onnx/runtime/rpc.js'
 import { mergeChunks } from '../chunk-loop.js'
 import { ChangeSums } from '../merge-report.js'
 import type { Segment } from '../plan/layout.js'

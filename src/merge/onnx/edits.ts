@@ -1,22 +1,23 @@
 // Collects the changes that adapters make to an ONNX graph, place by place. A place is an input of a node. Several
 // places may read the same initializer.
 
-import { type ByteSource, concatBytes, MemorySource } from '../../base/bytes.js'
-import { decodeWeights, encodeFloats, encodeWeights, sizeOf, type WeightDtype } from '../../base/dtype.js'
-import { attempt, LowrankError, MismatchError, UnsupportedError } from '../../base/errors.js'
-import { elementCount, transpose } from '../../base/tensor.js'
-import type { TensorProto } from '../../formats/onnx/gen/onnx_pb.js'
-import { OnnxModel } from '../../formats/onnx/model.js'
-import { byteLengthOf, dataTypeName, dimsOf, inlineBytes, isExternal, weightRange } from '../../formats/onnx/tensors.js'
-import { toFloats } from '../../graph/inject/to-floats.js'
-import { isBaseCopy } from '../../graph/match/base-copies.js'
-import { placeExperts, type RowOrder, rowOfPeft } from '../../graph/match/experts.js'
-import { FLOAT_DTYPES } from '../../graph/match/forms/float-product.js'
-import { findEmbeddings } from '../../graph/match/forms/lookup.js'
-import { findLinears, type Linear, type ModuleMap } from '../../graph/match/linears.js'
-import { ofModule } from '../../graph/match/module-names.js'
-import { biasOf, findConvolutions, type Place, shapeError, storedValue } from '../../graph/match/parameters.js'
-import { placeLayers } from '../../graph/match/place-adapter.js'
+import { type ByteSource, concatBytes, MemorySource } from '../../core/base/bytes.js'
+import { decodeWeights, encodeFloats, encodeWeights, sizeOf, type WeightDtype } from '../../core/base/dtype.js'
+import { attempt, LowrankError, MismatchError, UnsupportedError } from '../../core/base/errors.js'
+import { elementCount, transpose } from '../../core/base/tensor.js'
+import type { FactorView, ParameterView, ReplacementView, TokenRowsView } from '../../lora/part.js'
+import type { AdapterTensor } from '../../lora/peft/keys.js'
+import type { OpenPart } from '../../lora/peft/tensors.js'
+import { isVocabularyModule } from '../../lora/peft/tied.js'
+import { toFloats } from '../../model/inject/to-floats.js'
+import { isBaseCopy } from '../../model/match/base-copies.js'
+import { placeExperts, type RowOrder, rowOfPeft } from '../../model/match/experts.js'
+import { FLOAT_DTYPES } from '../../model/match/forms/float-product.js'
+import { findEmbeddings } from '../../model/match/forms/lookup.js'
+import { findLinears, type Linear, type ModuleMap } from '../../model/match/linears.js'
+import { ofModule } from '../../model/match/module-names.js'
+import { biasOf, findConvolutions, type Place, shapeError, storedValue } from '../../model/match/parameters.js'
+import { placeLayers } from '../../model/match/place-adapter.js'
 import {
   embeddingsOf,
   type ModelPlaces,
@@ -24,12 +25,11 @@ import {
   placeTokenRows,
   refuse,
   type StoredPlace,
-} from '../../graph/match/stored-places.js'
-import { floatAttribute } from '../../graph/view/attributes.js'
-import type { FactorView, ParameterView, ReplacementView, TokenRowsView } from '../../lora/part.js'
-import type { AdapterTensor } from '../../peft/keys.js'
-import type { OpenPart } from '../../peft/tensors.js'
-import { isVocabularyModule } from '../../peft/tied.js'
+} from '../../model/match/stored-places.js'
+import type { TensorProto } from '../../onnx/format/gen/onnx_pb.js'
+import { OnnxModel } from '../../onnx/format/model.js'
+import { byteLengthOf, dataTypeName, dimsOf, inlineBytes, isExternal, weightRange } from '../../onnx/format/tensors.js'
+import { floatAttribute } from '../../onnx/view/attributes.js'
 import type { BaseReplacement, Factor, GraphShare, LayerFactors, OpenAdapters } from '../plan/adapters.js'
 import { expertLayer, layerOfRows } from '../plan/experts.js'
 import type { FitProblems, PlacedPart } from '../plan/fit-problems.js'

@@ -1,25 +1,25 @@
 // Plans a merge into an ONNX graph: which initializers change, and which places get a copy because only they change.
 
-import { UnsupportedError } from '../../base/errors.js'
-import { groupBy } from '../../base/group.js'
-import { formatShape } from '../../base/tensor.js'
+import { UnsupportedError } from '../../core/base/errors.js'
+import { groupBy } from '../../core/base/group.js'
+import { formatShape } from '../../core/base/tensor.js'
+import { cacheBranches, takeBranchWithoutCache } from '../../model/inputs/cache.js'
+import { findEmbeddings } from '../../model/match/forms/lookup.js'
+import { findLinears } from '../../model/match/linears.js'
+import { biasOf } from '../../model/match/parameters.js'
+import type { ModelPlaces } from '../../model/match/stored-places.js'
 import {
   type NodeProto,
   type TensorProto,
   TensorProtoSchema,
   type ValueInfoProto,
   ValueInfoProtoSchema,
-} from '../../formats/onnx/gen/onnx_pb.js'
-import { copyMessage } from '../../formats/onnx/messages.js'
-import type { OnnxModel } from '../../formats/onnx/model.js'
-import { create, fromBinary, toBinary } from '../../formats/onnx/protobuf.js'
-import { cacheBranches, takeBranchWithoutCache } from '../../graph/inputs/cache.js'
-import { findEmbeddings } from '../../graph/match/forms/lookup.js'
-import { findLinears } from '../../graph/match/linears.js'
-import { biasOf } from '../../graph/match/parameters.js'
-import type { ModelPlaces } from '../../graph/match/stored-places.js'
-import { Graph, implicitInputs } from '../../graph/view/graph.js'
-import { HANDS_ON } from '../../graph/view/patterns.js'
+} from '../../onnx/format/gen/onnx_pb.js'
+import { copyMessage } from '../../onnx/format/messages.js'
+import type { OnnxModel } from '../../onnx/format/model.js'
+import { create, fromBinary, toBinary } from '../../onnx/format/protobuf.js'
+import { Graph, implicitInputs } from '../../onnx/view/graph.js'
+import { HANDS_ON } from '../../onnx/view/patterns.js'
 import type { PlanInput } from '../parts.js'
 import type { GraphShare, OpenAdapters } from '../plan/adapters.js'
 import type { ModelConfig } from '../plan/config-edit.js'

@@ -1,18 +1,18 @@
 // Turns the adapters of a merge into layers of one form, whose factors are ranges of a source, read when needed.
 
-import { type ByteSource, MemorySource } from '../../base/bytes.js'
-import { encodeWeights, requireWeightDtype, type WeightDtype } from '../../base/dtype.js'
-import { attempt, type LowrankError, MismatchError, UnsupportedError } from '../../base/errors.js'
-import { elementCount, type FloatArray, type Shaped, type Tensor } from '../../base/tensor.js'
-import type { TensorInfo } from '../../formats/safetensors.js'
+import { type ByteSource, MemorySource } from '../../core/base/bytes.js'
+import { encodeWeights, requireWeightDtype, type WeightDtype } from '../../core/base/dtype.js'
+import { attempt, type LowrankError, MismatchError, UnsupportedError } from '../../core/base/errors.js'
+import { elementCount, type FloatArray, type Shaped, type Tensor } from '../../core/base/tensor.js'
+import type { TensorInfo } from '../../files/safetensors.js'
 import { scalingOf } from '../../lora/config.js'
 import { convolutionShape, groupsRefusal } from '../../lora/kinds/convolution-factors.js'
 import type { FactorView, ParameterView } from '../../lora/part.js'
+import type { AdapterTensor } from '../../lora/peft/keys.js'
+import { type OpenAdapter, type OpenOptions, openAdapter, tensorPlace, valueProblems } from '../../lora/peft/open.js'
+import type { OpenPart } from '../../lora/peft/tensors.js'
+import { isHeadModule } from '../../lora/peft/tied.js'
 import { requireUnchangedBase } from '../../lora/requirements.js'
-import type { AdapterTensor } from '../../peft/keys.js'
-import { type OpenAdapter, type OpenOptions, openAdapter, tensorPlace, valueProblems } from '../../peft/open.js'
-import type { OpenPart } from '../../peft/tensors.js'
-import { isHeadModule } from '../../peft/tied.js'
 import { refuseWeighted, type WeightedAdapter } from '../weighted.js'
 
 /** The place of a matrix in its source. It is plain data, so that plans can be sent to threads. */

@@ -1,8 +1,8 @@
 // Reads from a base what a merge needs to know: its names for the adapters' tensors, its tied weights, and its head.
 
-import { type ByteSource, sameContents } from '../../base/bytes.js'
-import { type Checkpoint, shardSource } from '../../formats/checkpoint.js'
-import type { TensorInfo } from '../../formats/safetensors.js'
+import { type ByteSource, sameContents } from '../../core/base/bytes.js'
+import { type Checkpoint, shardSource } from '../../files/checkpoint.js'
+import type { TensorInfo } from '../../files/safetensors.js'
 import type { BaseReplacement, OpenAdapters } from './adapters.js'
 import type { ModelConfig } from './config-edit.js'
 import { namesIn } from './find-weights.js'

@@ -1,13 +1,13 @@
 // Edits config.json of the base. Everything else in the file keeps its spelling.
 
-import { type Directory, parsePythonJson, withText } from '../../base/bytes.js'
-import type { FloatDtype } from '../../base/dtype.js'
-import { FormatError, MismatchError } from '../../base/errors.js'
-import { isObject, objectOf } from '../../base/options.js'
-import { setMember } from '../../formats/json.js'
-import { graphFile } from '../../graph/graph-file.js'
+import { type Directory, parsePythonJson, withText } from '../../core/base/bytes.js'
+import type { FloatDtype } from '../../core/base/dtype.js'
+import { FormatError, MismatchError } from '../../core/base/errors.js'
+import { isObject, objectOf } from '../../core/base/options.js'
+import { setMember } from '../../files/json.js'
+import type { Meaning } from '../../lora/peft/files.js'
 import { requireLabelCount } from '../../lora/requirements.js'
-import type { Meaning } from '../../peft/files.js'
+import { graphFile } from '../../model/graph-file.js'
 
 export const CONFIG_FILE = 'config.json'
 

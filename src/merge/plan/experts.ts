@@ -1,11 +1,11 @@
 // Adapted parameters of experts in a checkpoint, which stores them as one tensor (E, ·, ·) or a matrix for each expert.
 
-import { sizeOf } from '../../base/dtype.js'
-import { MismatchError } from '../../base/errors.js'
-import { formatShape } from '../../base/tensor.js'
-import { expertForm } from '../../families/families.js'
-import type { TensorInfo } from '../../formats/safetensors.js'
+import { sizeOf } from '../../core/base/dtype.js'
+import { MismatchError } from '../../core/base/errors.js'
+import { formatShape } from '../../core/base/tensor.js'
+import type { TensorInfo } from '../../files/safetensors.js'
 import { parameterLayout } from '../../lora/kinds/experts.js'
+import { expertForm } from '../../model/families/families.js'
 import type { Factor, LayerFactors } from './adapters.js'
 import type { WeightSearch } from './orientation.js'
 

@@ -1,13 +1,13 @@
 // Finds the tensors of a checkpoint that a layer changes, by its name there or in transformers, and checks their shapes
 // and types.
 
-import { isWeightDtype, requireWeightDtype } from '../../base/dtype.js'
-import { MismatchError, nearMisses } from '../../base/errors.js'
-import { objectOf } from '../../base/options.js'
-import { formatShape } from '../../base/tensor.js'
-import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
-import type { TensorInfo } from '../../formats/safetensors.js'
-import { isVocabularyModule } from '../../peft/tied.js'
+import { isWeightDtype, requireWeightDtype } from '../../core/base/dtype.js'
+import { MismatchError, nearMisses } from '../../core/base/errors.js'
+import { objectOf } from '../../core/base/options.js'
+import { formatShape } from '../../core/base/tensor.js'
+import type { Checkpoint, CheckpointTensor } from '../../files/checkpoint.js'
+import type { TensorInfo } from '../../files/safetensors.js'
+import { isVocabularyModule } from '../../lora/peft/tied.js'
 import type { LayerFactors, OpenAdapters } from './adapters.js'
 import type { ModelConfig } from './config-edit.js'
 import { stackedLayer } from './experts.js'

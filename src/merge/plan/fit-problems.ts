@@ -1,6 +1,6 @@
 // Collects the problems of a plan instead of throwing them, so that a report of an adapter's fit has all of them.
 
-import { attempt, LowrankError } from '../../base/errors.js'
+import { attempt, LowrankError } from '../../core/base/errors.js'
 
 export interface PlacedPart {
   readonly name: string

@@ -1,9 +1,9 @@
 // Plans where each byte of the output comes from: files, their segments, and the chunks in which segments are computed.
 
-import { isWeightDtype, sizeOf, type TensorDtype, type WeightDtype } from '../../base/dtype.js'
-import type { Checkpoint } from '../../formats/checkpoint.js'
-import { planSafetensors, type TensorInfo } from '../../formats/safetensors.js'
-import { COLUMN_MULTIPLE } from '../../kernels/merge-kernel.js'
+import { isWeightDtype, sizeOf, type TensorDtype, type WeightDtype } from '../../core/base/dtype.js'
+import { COLUMN_MULTIPLE } from '../../core/kernels/merge-kernel.js'
+import type { Checkpoint } from '../../files/checkpoint.js'
+import { planSafetensors, type TensorInfo } from '../../files/safetensors.js'
 import type { Factor, LayerFactors } from './adapters.js'
 import { expertLayer, layerOfRows } from './experts.js'
 

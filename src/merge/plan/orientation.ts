@@ -1,9 +1,9 @@
 // Finds whether a base stores a linear layer's weight as (d, k), or as (k, d) like transformers' Conv1D. PEFT asks the
 // class of the module; its saved fan_in_fan_out is wrong for GPT-2 if the output layer is adapted too (peft#324).
 
-import { isConv1d } from '../../families/families.js'
-import type { Checkpoint, CheckpointTensor } from '../../formats/checkpoint.js'
-import type { TensorInfo } from '../../formats/safetensors.js'
+import type { Checkpoint, CheckpointTensor } from '../../files/checkpoint.js'
+import type { TensorInfo } from '../../files/safetensors.js'
+import { isConv1d } from '../../model/families/families.js'
 import type { LayerFactors } from './adapters.js'
 import type { ModelConfig } from './config-edit.js'
 import type { CheckpointNames } from './names/choose.js'

@@ -1,10 +1,10 @@
 // Finds the places of replaced tensors and rows in a checkpoint.
 
-import { isWeightDtype, type TensorDtype } from '../../base/dtype.js'
-import { attempt, didYouMean, MismatchError, UnsupportedError } from '../../base/errors.js'
-import { elementCount, formatShape } from '../../base/tensor.js'
-import type { Checkpoint } from '../../formats/checkpoint.js'
-import type { TensorInfo } from '../../formats/safetensors.js'
+import { isWeightDtype, type TensorDtype } from '../../core/base/dtype.js'
+import { attempt, didYouMean, MismatchError, UnsupportedError } from '../../core/base/errors.js'
+import { elementCount, formatShape } from '../../core/base/tensor.js'
+import type { Checkpoint } from '../../files/checkpoint.js'
+import type { TensorInfo } from '../../files/safetensors.js'
 import type { BaseReplacement } from './adapters.js'
 import type { BaseModel } from './base-model.js'
 import type { FitProblems } from './fit-problems.js'

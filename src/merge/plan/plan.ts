@@ -1,11 +1,11 @@
 // Plans a merge into a checkpoint from names, types and shapes: finds the weight of each layer of each adapter.
 
-import { type FloatDtype, isWeightDtype } from '../../base/dtype.js'
-import { attempt, MismatchError, UnsupportedError } from '../../base/errors.js'
-import { formatShape } from '../../base/tensor.js'
-import type { CheckpointTensor } from '../../formats/checkpoint.js'
-import { type JsonObject, toPlain } from '../../formats/json.js'
-import { isVocabularyModule } from '../../peft/tied.js'
+import { type FloatDtype, isWeightDtype } from '../../core/base/dtype.js'
+import { attempt, MismatchError, UnsupportedError } from '../../core/base/errors.js'
+import { formatShape } from '../../core/base/tensor.js'
+import type { CheckpointTensor } from '../../files/checkpoint.js'
+import { type JsonObject, toPlain } from '../../files/json.js'
+import { isVocabularyModule } from '../../lora/peft/tied.js'
 import type { MergeSettings } from '../settings.js'
 import type { BaseReplacement, LayerFactors, MergeParts } from './adapters.js'
 import type { BaseModel } from './base-model.js'

@@ -1,7 +1,7 @@
 // Refuses quantized bases: their tensors hold codes, to which nothing can be added.
 
-import { UnsupportedError } from '../../base/errors.js'
-import { objectOf } from '../../base/options.js'
+import { UnsupportedError } from '../../core/base/errors.js'
+import { objectOf } from '../../core/base/options.js'
 import type { ModelConfig } from './config-edit.js'
 
 const SIGNS: readonly (readonly [suffix: string, method: string])[] = [

@@ -1,7 +1,7 @@
 // Tied embeddings: a weight that is both input and output embedding.
 
-import { MismatchError } from '../../base/errors.js'
-import { isEmbeddingModule, isHeadModule, isVocabularyModule } from '../../peft/tied.js'
+import { MismatchError } from '../../core/base/errors.js'
+import { isEmbeddingModule, isHeadModule, isVocabularyModule } from '../../lora/peft/tied.js'
 import type { BaseReplacement, LayerFactors, MergeParts } from './adapters.js'
 import type { BaseModel } from './base-model.js'
 import { groupOf, type TieGroup } from './names/ties.js'

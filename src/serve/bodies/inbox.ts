@@ -1,6 +1,6 @@
 // Bodies of requests that are on their way. All together hold a bounded number of bytes in memory.
 
-import { excessOf, isObject } from '../../base/options.js'
+import { excessOf, isObject } from '../../core/base/options.js'
 import { HttpError } from '../http.js'
 import type { Caller } from '../keys.js'
 

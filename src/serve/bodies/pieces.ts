@@ -1,6 +1,6 @@
 // Long answers are written in pieces, between which the server turns to others.
 
-import { nextTurn } from '../../base/turns.js'
+import { nextTurn } from '../../core/base/turns.js'
 
 const PIECE_ROWS = 1000
 /** In UTF-8, these are at most 192 KiB. */

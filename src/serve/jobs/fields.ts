@@ -14,7 +14,7 @@ import {
   OBJECT,
   oneOf,
   ranged,
-} from '../../base/options.js'
+} from '../../core/base/options.js'
 import { type FieldTable, field, METADATA, NAMED, only, SHORT } from '../fields.js'
 
 const AUTO = oneOf('auto')

@@ -2,9 +2,9 @@
 
 import { realpath } from 'node:fs/promises'
 import path from 'node:path'
-import type { Directory, Source } from '../../base/bytes.js'
-import { FileError } from '../../base/errors.js'
-import { openTarget } from '../../index/sources.js'
+import { openTarget } from '../../api/sources.js'
+import type { Directory, Source } from '../../core/base/bytes.js'
+import { FileError } from '../../core/base/errors.js'
 
 /**
  * Finds adapters by the name of their folder inside one folder. Links may not lead out of it: not the adapter's folder,

@@ -1,5 +1,5 @@
 // `lowrank/ai-sdk` in Node, Bun and Deno: the same, but sources can be paths.
 
-import '../../node.js'
+import '../../api/node.js'
 
-export * from '../../ai-sdk.js'
+export * from '../ai-sdk.js'

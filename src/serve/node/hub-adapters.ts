@@ -1,7 +1,7 @@
 // Finds adapters on the Hub for callers who may load them. Only public ones are found: the server's token is not sent.
 
-import { ConfigError, FileError } from '../../base/errors.js'
-import { openFolder } from '../../index/sources.js'
+import { openFolder } from '../../api/sources.js'
+import { ConfigError, FileError } from '../../core/base/errors.js'
 import type { ResolveAdapter } from '../adapters.js'
 
 /**

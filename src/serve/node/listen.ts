@@ -1,8 +1,8 @@
 // Serves a handler with node:http.
 
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
-import { ConfigError } from '../../base/errors.js'
-import { checkArgument, checkOptions, kind } from '../../base/options.js'
+import { ConfigError } from '../../core/base/errors.js'
+import { checkArgument, checkOptions, kind } from '../../core/base/options.js'
 import { LISTEN_OPTIONS } from '../gen/options.js'
 import { Outbox } from './outbox.js'
 import { bodyStream } from './streams.js'

@@ -1,8 +1,8 @@
 // Which examples run together. A step's examples depend on batchSize · accumulation only, so that both can be traded.
 
-import { Random } from '../../base/random.js'
-import { roundUp } from '../../graph/inputs/token-batch.js'
-import type { Examples } from '../../tasks/task.js'
+import { Random } from '../../core/base/random.js'
+import { roundUp } from '../../model/inputs/token-batch.js'
+import type { Examples } from '../tasks/task.js'
 
 export interface MicroBatch {
   readonly examples: readonly number[]

@@ -1,16 +1,16 @@
 // Rows of data → the examples of a task, with counts of what was cut or left out.
 
-import { ConfigError, DataError } from '../../base/errors.js'
-import { nextTurn } from '../../base/turns.js'
-import type { OnInvalid, Rows } from '../../data/row.js'
-import type { Model } from '../../graph/model-folder.js'
-import type { PictureEncoder } from '../../graph/pictures/encoder.js'
-import type { EncodeContext, Encoded, Task } from '../../tasks/task.js'
-import { unreadNotes } from '../../tasks/task-of-row.js'
-import { loadChatTemplate, recordTemplate } from '../../text/chat-template.js'
-import { type ExampleFile, ExampleStore } from '../../text/example-store.js'
-import type { ChatTemplate } from '../../text/template.js'
+import { ConfigError, DataError } from '../../core/base/errors.js'
+import { nextTurn } from '../../core/base/turns.js'
+import type { OnInvalid, Rows } from '../../files/data/row.js'
+import type { Model } from '../../model/model-folder.js'
+import { loadChatTemplate, recordTemplate } from '../../model/text/chat-template.js'
+import { type ExampleFile, ExampleStore } from '../../model/text/example-store.js'
+import type { ChatTemplate } from '../../model/text/template.js'
 import type { TrainInput } from '../options.js'
+import type { PictureEncoder } from '../tasks/pictures/encoder.js'
+import type { EncodeContext, Encoded, Task } from '../tasks/task.js'
+import { unreadNotes } from '../tasks/task-of-row.js'
 import { countOne, MAX_NOTES } from './facts.js'
 
 const YIELD_MS = 16
@@ -97,7 +97,7 @@ export async function withPictures<T>(
   work: (pictures: PictureEncoder | undefined) => Promise<T>,
 ): Promise<T> {
   if (model.graphs.vision_encoder === undefined || model.graphs.embed_tokens === undefined) return work(undefined)
-  const { PictureEncoder } = await import('../../graph/pictures/encoder.js')
+  const { PictureEncoder } = await import('../tasks/pictures/encoder.js')
   const executionProviders = device === undefined ? undefined : [device].flat()
   const pictures = new PictureEncoder({ model, decodeImage, threads, executionProviders })
   return work(pictures).finally(() => pictures.close())

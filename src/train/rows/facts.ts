@@ -1,7 +1,7 @@
 // Counts of the labels and lengths of records, and facts about them for a run's page and model card.
 
-import { isObject } from '../../base/options.js'
-import type { Examples, Task } from '../../tasks/task.js'
+import { isObject } from '../../core/base/options.js'
+import type { Examples, Task } from '../tasks/task.js'
 
 /** Characters of a prompt on a card. */
 const MAX_PROMPT = 80

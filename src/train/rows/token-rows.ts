@@ -1,20 +1,20 @@
 // Single rows of embeddings that a run trains, as PEFT's trainable_token_indices says: which tokens and modules are
 // meant, and what the rows start from.
 
-import { ConfigError, didYouMean, MismatchError, UnsupportedError } from '../../base/errors.js'
-import { checkArgument, isList, isObject, kind } from '../../base/options.js'
-import type { TrainedRows } from '../../graph/inject/open-base.js'
-import { findEmbeddings } from '../../graph/match/forms/lookup.js'
-import { findLinears, type Linear, type ModuleMap } from '../../graph/match/linears.js'
-import { nameOfModule } from '../../graph/match/module-names.js'
-import { readTokenRows } from '../../graph/match/read-base-tensor.js'
-import { tiedHeads } from '../../graph/match/stored-places.js'
-import type { Model } from '../../graph/model-folder.js'
-import { type Graph, readGraph } from '../../graph/view/graph.js'
+import { ConfigError, didYouMean, MismatchError, UnsupportedError } from '../../core/base/errors.js'
+import { checkArgument, isList, isObject, kind } from '../../core/base/options.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../../lora/config.js'
-import type { OpenTask } from '../../tasks/task.js'
+import { findEmbeddings } from '../../model/match/forms/lookup.js'
+import { findLinears, type Linear, type ModuleMap } from '../../model/match/linears.js'
+import { nameOfModule } from '../../model/match/module-names.js'
+import { readTokenRows } from '../../model/match/read-base-tensor.js'
+import { tiedHeads } from '../../model/match/stored-places.js'
+import type { Model } from '../../model/model-folder.js'
+import { type Graph, readGraph } from '../../onnx/view/graph.js'
+import type { TrainedRows } from '../graph/open-base.js'
 import type { TokenChoice, TrainedTokens } from '../options.js'
+import type { OpenTask } from '../tasks/task.js'
 
 export interface Context {
   readonly model: Model

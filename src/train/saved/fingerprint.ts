@@ -1,15 +1,15 @@
 // Short digests of a run's parts. A run may be resumed only with the parts that it was started with: with others, the
 // result would be that of no run.
 
-import { MismatchError } from '../../base/errors.js'
-import { isObject, toJson } from '../../base/options.js'
-import { serializeModel } from '../../formats/onnx/model.js'
-import { bytesOf } from '../../formats/onnx/tensors.js'
-import { Hash, weightsDigest } from '../../graph/base-record.js'
+import { MismatchError } from '../../core/base/errors.js'
+import { isObject, toJson } from '../../core/base/options.js'
 import { EMBEDDING } from '../../lora/part.js'
-import type { Examples } from '../../tasks/task.js'
-import type { SessionParts } from '../sessions.js'
+import { Hash, weightsDigest } from '../../model/base-record.js'
+import { serializeModel } from '../../onnx/format/model.js'
+import { bytesOf } from '../../onnx/format/tensors.js'
+import type { SessionParts } from '../engine/sessions.js'
 import { type TrainSettings, usesBest } from '../settings.js'
+import type { Examples } from '../tasks/task.js'
 
 const WITHOUT_EFFECT: ReadonlySet<keyof TrainSettings> = new Set([
   'epochs',

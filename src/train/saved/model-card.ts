@@ -2,14 +2,14 @@
 // (https://huggingface.co/docs/hub/model-cards#model-card-metadata), and the calls that run the adapter. Only runs that
 // write a folder load this code.
 
-import { isByteSource, isDirectory } from '../../data/row.js'
-import { type DtypeChoice, dtypeOf } from '../../graph/graph-file.js'
+import { isByteSource, isDirectory } from '../../files/data/row.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
-import type { TaskUse } from '../../tasks/task.js'
+import { type DtypeChoice, dtypeOf } from '../../model/graph-file.js'
 import { baseNameOf, type RunSources } from '../about-run.js'
 import type { TrainInput, TrainingData } from '../options.js'
 import type { DataFacts, LengthReport } from '../rows/facts.js'
 import type { TrainSettings } from '../settings.js'
+import type { TaskUse } from '../tasks/task.js'
 import type { TrainReport } from '../train-report.js'
 
 /** The facts that the card and the page of a run show besides its results. */

@@ -1,13 +1,13 @@
 // A run's folder: PEFT's adapter, metrics.jsonl, lowrank.json (the marker that lowrank wrote it), and the state.
 
-import { type Directory, readAll, readJson, withSource, writeFile } from '../../base/bytes.js'
-import { FileError, FormatError, listed } from '../../base/errors.js'
-import { jsonIn } from '../../base/options.js'
-import { bytesOf } from '../../formats/onnx/tensors.js'
-import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorBytes } from '../../formats/safetensors.js'
+import { type Directory, readAll, readJson, withSource, writeFile } from '../../core/base/bytes.js'
+import { FileError, FormatError, listed } from '../../core/base/errors.js'
+import { jsonIn } from '../../core/base/options.js'
+import { parseSafetensorsHeader, readTensorF32, saveSafetensors, type TensorBytes } from '../../files/safetensors.js'
 import type { BaseRecord } from '../../lora/adapter.js'
-import { CARD_FILE, MARKER_FILE, TEMPLATE_FILE } from '../../peft/file-names.js'
-import type { EngineState } from '../engine.js'
+import { CARD_FILE, MARKER_FILE, TEMPLATE_FILE } from '../../lora/peft/file-names.js'
+import { bytesOf } from '../../onnx/format/tensors.js'
+import type { EngineState } from '../engine/engine.js'
 import type { Evaluation, SampleEvent, StepMetrics } from '../train-report.js'
 import type { BestState } from './best.js'
 

@@ -2,7 +2,7 @@
 // nothing more. The code that reads and writes the folder is loaded only for a run that has one, because pages often
 // train in memory.
 
-import type { Directory, Reservation } from '../../base/bytes.js'
+import type { Directory, Reservation } from '../../core/base/bytes.js'
 import type { TrainInput } from '../options.js'
 import type { RunPlace } from './run-folder.js'
 

@@ -1,10 +1,10 @@
 // Writes a run's folder so that any interruption leaves it usable: the state counts no steps that the metrics lack.
 
-import { writeFile } from '../../base/bytes.js'
+import { writeFile } from '../../core/base/bytes.js'
 import type { BaseRecord, LoraAdapter } from '../../lora/adapter.js'
-import { saveAdapter, takeOver } from '../../peft/adapter-folder.js'
-import { CARD_FILE } from '../../peft/file-names.js'
-import type { EngineState } from '../engine.js'
+import { saveAdapter, takeOver } from '../../lora/peft/adapter-folder.js'
+import { CARD_FILE } from '../../lora/peft/file-names.js'
+import type { EngineState } from '../engine/engine.js'
 import type { StepMetrics } from '../train-report.js'
 import {
   clearRunFolder,

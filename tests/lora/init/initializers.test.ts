@@ -1,8 +1,8 @@
 import { readFileSync } from 'node:fs'
 import { describe, expect, test } from 'vitest'
+import { type Init, LoraLayer } from '../../../src/api/node.js'
 import { resolveConfig } from '../../../src/lora/config.js'
 import { firstFactors } from '../../../src/lora/init/initializers.js'
-import { type Init, LoraLayer } from '../../../src/node.js'
 
 function draw(init: Init, rank: number, k: number, seed = 1) {
   const { weightA } = firstFactors(resolveConfig({ init, rank, seed }), 'q', [rank, k], new Float64Array())

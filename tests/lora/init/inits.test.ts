@@ -1,11 +1,6 @@
 // First factors and base weights against PEFT's (tests/golden/inits), given the same draws.
 
 import { describe, expect, test } from 'vitest'
-import { NodeDirectory } from '../../../src/io/node/files.js'
-import { norm, product } from '../../../src/linalg/product.js'
-import { orthogonalFactors } from '../../../src/lora/init/decomposed.js'
-import { firstFactors } from '../../../src/lora/init/initializers.js'
-import { STARTS } from '../../../src/lora/init/inits.js'
 import {
   ConfigError,
   type Init,
@@ -15,7 +10,12 @@ import {
   type Matrix,
   ShapeError,
   UnsupportedError,
-} from '../../../src/node.js'
+} from '../../../src/api/node.js'
+import { norm, product } from '../../../src/core/linalg/product.js'
+import { NodeDirectory } from '../../../src/files/io/node/files.js'
+import { orthogonalFactors } from '../../../src/lora/init/decomposed.js'
+import { firstFactors } from '../../../src/lora/init/initializers.js'
+import { STARTS } from '../../../src/lora/init/inits.js'
 import { goldenPath, matricesIn } from '../../golden.js'
 import { maxDifference, random } from '../matrices.js'
 

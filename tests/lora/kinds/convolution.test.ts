@@ -2,8 +2,6 @@
 // with PEFT.
 
 import { describe, expect, test } from 'vitest'
-import { elementCount } from '../../../src/base/tensor.js'
-import { requireHandled } from '../../../src/lora/requirements.js'
 import {
   ConfigError,
   ConvolutionLora,
@@ -11,8 +9,10 @@ import {
   LoraAdapter,
   ShapeError,
   type Tensor,
-} from '../../../src/node.js'
-import { inspectAdapter } from '../../../src/peft/inspect.js'
+} from '../../../src/api/node.js'
+import { elementCount } from '../../../src/core/base/tensor.js'
+import { inspectAdapter } from '../../../src/lora/peft/inspect.js'
+import { requireHandled } from '../../../src/lora/requirements.js'
 import { convolve } from '../../convolve.js'
 import { random } from '../matrices.js'
 

@@ -3,9 +3,6 @@
 
 import path from 'node:path'
 import { describe, expect, test } from 'vitest'
-import { transpose } from '../../../src/base/tensor.js'
-import { rowsOf } from '../../../src/linalg/product.js'
-import { expertColumns } from '../../../src/lora/kinds/experts.js'
 import {
   ConfigError,
   ExpertLora,
@@ -18,8 +15,11 @@ import {
   ShapeError,
   saveAdapter,
   UnsupportedError,
-} from '../../../src/node.js'
-import { inspectAdapter } from '../../../src/peft/inspect.js'
+} from '../../../src/api/node.js'
+import { transpose } from '../../../src/core/base/tensor.js'
+import { rowsOf } from '../../../src/core/linalg/product.js'
+import { expertColumns } from '../../../src/lora/kinds/experts.js'
+import { inspectAdapter } from '../../../src/lora/peft/inspect.js'
 import {
   asMatrix,
   deviation,

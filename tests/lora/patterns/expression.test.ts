@@ -4,8 +4,8 @@
 import { readFileSync } from 'node:fs'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
+import { ConfigError } from '../../../src/api/node.js'
 import { fullMatch, patternTable, targetMatcher } from '../../../src/lora/patterns/patterns.js'
-import { ConfigError } from '../../../src/node.js'
 import { runs } from '../../thorough.js'
 
 const golden: {

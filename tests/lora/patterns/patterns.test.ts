@@ -1,4 +1,5 @@
 import { describe, expect, test } from 'vitest'
+import { ConfigError } from '../../../src/api/node.js'
 import {
   fullMatch,
   isAllLinear,
@@ -7,7 +8,6 @@ import {
   type TargetRules,
   targetMatcher,
 } from '../../../src/lora/patterns/patterns.js'
-import { ConfigError } from '../../../src/node.js'
 
 const q = (layer: number) => `model.layers.${layer}.self_attn.q_proj`
 

@@ -5,9 +5,9 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterAll, describe, expect, it } from 'vitest'
-import { decodeWeights, encodeWeights } from '../../../src/base/dtype.js'
-import { Random } from '../../../src/base/random.js'
-import { LoraAdapter, MemoryDirectory } from '../../../src/node.js'
+import { LoraAdapter, MemoryDirectory } from '../../../src/api/node.js'
+import { decodeWeights, encodeWeights } from '../../../src/core/base/dtype.js'
+import { Random } from '../../../src/core/base/random.js'
 import { fromDisk, mergeFiles, toDisk } from '../node/disk.js'
 import {
   base,

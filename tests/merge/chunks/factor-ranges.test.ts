@@ -1,6 +1,6 @@
 import fc from 'fast-check'
 import { expect, it } from 'vitest'
-import { BLOCK_ELEMENTS, COLUMN_MULTIPLE } from '../../../src/kernels/merge-kernel.js'
+import { BLOCK_ELEMENTS, COLUMN_MULTIPLE } from '../../../src/core/kernels/merge-kernel.js'
 import type { Factor, LayerFactors } from '../../../src/merge/plan/adapters.js'
 import { type FactorRange, leftRanges, rightRanges } from '../../../src/merge/weight.js'
 

@@ -4,11 +4,6 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterAll, describe, expect, test } from 'vitest'
-import { decodeFloats, encodeFloats } from '../../../src/base/dtype.js'
-import { Random } from '../../../src/base/random.js'
-import { transpose } from '../../../src/base/tensor.js'
-import { saveSafetensors } from '../../../src/formats/safetensors.js'
-import { NodeDirectory } from '../../../src/io/node/files.js'
 import {
   type FloatDtype,
   LoraAdapter,
@@ -17,7 +12,12 @@ import {
   MismatchError,
   type Tensor,
   UnsupportedError,
-} from '../../../src/node.js'
+} from '../../../src/api/node.js'
+import { decodeFloats, encodeFloats } from '../../../src/core/base/dtype.js'
+import { Random } from '../../../src/core/base/random.js'
+import { transpose } from '../../../src/core/base/tensor.js'
+import { NodeDirectory } from '../../../src/files/io/node/files.js'
+import { saveSafetensors } from '../../../src/files/safetensors.js'
 import { checkpointOf, expectClose, goldenCases, goldenPath, tensorsIn, tensorsOf, type Values } from '../../golden.js'
 import { cases, some } from '../../thorough.js'
 import { mergeFiles } from '../node/disk.js'

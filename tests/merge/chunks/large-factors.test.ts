@@ -1,7 +1,7 @@
 // Factors of several blocks give the whole product.
 
 import { expect, it } from 'vitest'
-import { type LoraConfigInput, MemoryDirectory } from '../../../src/node.js'
+import { type LoraConfigInput, MemoryDirectory } from '../../../src/api/node.js'
 import { adapter, base, expectedWeight, floats, mergeCheckpoint, readTensors } from '../toolkit.js'
 
 it.each<[string, number, [d: number, k: number], LoraConfigInput]>([

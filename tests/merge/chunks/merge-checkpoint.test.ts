@@ -1,8 +1,8 @@
 import { describe, expect, it } from 'vitest'
-import { writeFile } from '../../../src/base/bytes.js'
-import { decodeFloats } from '../../../src/base/dtype.js'
-import { type FloatDtype, MemoryDirectory, saveAdapter } from '../../../src/node.js'
-import { handles } from '../../io/web/fake-folder.js'
+import { type FloatDtype, MemoryDirectory, saveAdapter } from '../../../src/api/node.js'
+import { writeFile } from '../../../src/core/base/bytes.js'
+import { decodeFloats } from '../../../src/core/base/dtype.js'
+import { handles } from '../../files/io/web/fake-folder.js'
 import {
   adapter,
   base,

@@ -1,8 +1,8 @@
 // The script of browser.slow.test.ts in the page: merges from picked files into the origin's private file system and
 // into streams.
 
-import { FilesDirectory, HandleDirectory, type MergeProgress, StreamDirectory } from '../../../src/index.js'
-import { createMergeKernel } from '../../../src/kernels/wasm-merge.js'
+import { FilesDirectory, HandleDirectory, type MergeProgress, StreamDirectory } from '../../../src/api/index.js'
+import { createMergeKernel } from '../../../src/core/kernels/wasm-merge.js'
 import { mergeCheckpoint, unmergeCheckpoint } from '../toolkit.js'
 
 /** File → SHA-256. */

@@ -1,7 +1,7 @@
 // Subtracting adapters from merged models.
 
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../../src/node.js'
+import { MemoryDirectory } from '../../../src/api/node.js'
 import {
   adapter,
   base,

@@ -12,11 +12,11 @@ import {
   saveAdapter,
   type UnmergeOptions,
   unmerge,
-} from '../../../src/node.js'
+} from '../../../src/api/node.js'
 import { adapter, type BaseOptions, base, mergeCheckpoint, type TensorSketch } from '../toolkit.js'
 
 /** The module that child processes merge with. */
-export const MERGE = new URL('../../../src/node.js', import.meta.url).href
+export const MERGE = new URL('../../../src/api/node.js', import.meta.url).href
 
 export async function toDisk(directory: MemoryDirectory, folder: string): Promise<string> {
   for (const [name, bytes] of directory.files) {

@@ -3,7 +3,7 @@ import { mkdir, mkdtemp, readdir, readFile, realpath, rename, rm, symlink, unlin
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
-import { MemoryDirectory } from '../../../src/node.js'
+import { MemoryDirectory } from '../../../src/api/node.js'
 import { mergeCheckpoint, type TensorSketch, unmergeCheckpoint } from '../toolkit.js'
 import { digest, expected, layOutFiles, mergeFiles, partialsOf, planFiles, unmergeFiles, weights } from './disk.js'
 

@@ -1,7 +1,7 @@
 // Merges a base of two shards while something else changes its folder.
 
 import { expect } from 'vitest'
-import { MemoryDirectory } from '../../../src/node.js'
+import { MemoryDirectory } from '../../../src/api/node.js'
 import { mergeCheckpoint } from '../toolkit.js'
 import { fromDisk, layOutFiles, type MergeFilesOptions, mergeFiles, type PathAdapter } from './disk.js'
 

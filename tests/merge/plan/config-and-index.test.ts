@@ -4,7 +4,7 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
-import { MemoryDirectory, saveAdapter } from '../../../src/node.js'
+import { MemoryDirectory, saveAdapter } from '../../../src/api/node.js'
 import { mergeFiles, planFiles, toDisk } from '../node/disk.js'
 import { adapter, base, type CheckpointOptions, mergeCheckpoint, readTensors, type TensorSketch } from '../toolkit.js'
 

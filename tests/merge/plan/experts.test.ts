@@ -6,10 +6,6 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterAll, describe, expect, test } from 'vitest'
-import { decodeFloats, encodeFloats } from '../../../src/base/dtype.js'
-import { Random } from '../../../src/base/random.js'
-import { elementCount } from '../../../src/base/tensor.js'
-import { NodeDirectory } from '../../../src/io/node/files.js'
 import {
   type FloatDtype,
   LoraAdapter,
@@ -19,7 +15,11 @@ import {
   saveAdapter,
   type Tensor,
   UnsupportedError,
-} from '../../../src/node.js'
+} from '../../../src/api/node.js'
+import { decodeFloats, encodeFloats } from '../../../src/core/base/dtype.js'
+import { Random } from '../../../src/core/base/random.js'
+import { elementCount } from '../../../src/core/base/tensor.js'
+import { NodeDirectory } from '../../../src/files/io/node/files.js'
 import { checkpointOf, expectClose, goldenCases, goldenPath, tensorsIn, type Values } from '../../golden.js'
 import { some } from '../../thorough.js'
 import { mergeFiles } from '../node/disk.js'

@@ -2,9 +2,9 @@
 
 import { readFileSync } from 'node:fs'
 import { crc32 } from 'node:zlib'
-import { elementCount } from '../../../src/base/tensor.js'
-import type { TensorBytes } from '../../../src/formats/safetensors.js'
-import { MemoryDirectory } from '../../../src/node.js'
+import { MemoryDirectory } from '../../../src/api/node.js'
+import { elementCount } from '../../../src/core/base/tensor.js'
+import type { TensorBytes } from '../../../src/files/safetensors.js'
 import { goldenPath } from '../../golden.js'
 import { safetensors } from '../toolkit.js'
 

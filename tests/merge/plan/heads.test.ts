@@ -2,9 +2,9 @@
 // (tests/golden/heads, scripts/golden/heads.py).
 
 import { describe, expect, test } from 'vitest'
-import { NodeDirectory } from '../../../src/io/node/files.js'
+import { MemoryDirectory } from '../../../src/api/node.js'
+import { NodeDirectory } from '../../../src/files/io/node/files.js'
 import { fitOf } from '../../../src/merge/fit.js'
-import { MemoryDirectory } from '../../../src/node.js'
 import { deviation, goldenPath, tensorsIn } from '../../golden.js'
 import { mergeCheckpoint } from '../toolkit.js'
 import { baseOf, sketchOf } from './formula-base.js'

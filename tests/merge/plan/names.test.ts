@@ -4,11 +4,11 @@
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import { describe, expect, test } from 'vitest'
-import type { TensorBytes } from '../../../src/formats/safetensors.js'
-import { NodeDirectory } from '../../../src/io/node/files.js'
+import { MemoryDirectory, saveAdapter } from '../../../src/api/node.js'
+import { NodeDirectory } from '../../../src/files/io/node/files.js'
+import type { TensorBytes } from '../../../src/files/safetensors.js'
 import { fitOf } from '../../../src/merge/fit.js'
 import { TABLES } from '../../../src/merge/plan/names/gen/tables.js'
-import { MemoryDirectory, saveAdapter } from '../../../src/node.js'
 import { deviation, goldenNames, goldenPath, tensorsIn } from '../../golden.js'
 import {
   adapter as adapterFor,

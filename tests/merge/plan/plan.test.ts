@@ -1,8 +1,8 @@
 import { describe, expect, it } from 'vitest'
-import { encodeFloats } from '../../../src/base/dtype.js'
-import { parseSafetensorsHeader } from '../../../src/formats/safetensors.js'
+import { type ByteSource, type LoraAdapter, MemoryDirectory } from '../../../src/api/node.js'
+import { encodeFloats } from '../../../src/core/base/dtype.js'
+import { parseSafetensorsHeader } from '../../../src/files/safetensors.js'
 import { CHUNK_BYTES, coalesce } from '../../../src/merge/plan/layout.js'
-import { type ByteSource, type LoraAdapter, MemoryDirectory } from '../../../src/node.js'
 import {
   adapter,
   base,

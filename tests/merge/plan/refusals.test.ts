@@ -1,7 +1,7 @@
 // Bases that an adapter cannot be merged into, each with its reason: missing modules, and quantized weights.
 
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory, type TensorDtype } from '../../../src/node.js'
+import { MemoryDirectory, type TensorDtype } from '../../../src/api/node.js'
 import { adapter, type BaseOptions, base, mergeCheckpoint, type TensorSketch } from '../toolkit.js'
 
 async function refusal(

@@ -2,10 +2,10 @@
 // embeddings whole.
 
 import { describe, expect, it } from 'vitest'
-import { readJson } from '../../../src/base/bytes.js'
-import { Random } from '../../../src/base/random.js'
+import { type LoraAdapter, MemoryDirectory, saveAdapter } from '../../../src/api/node.js'
+import { readJson } from '../../../src/core/base/bytes.js'
+import { Random } from '../../../src/core/base/random.js'
 import { fitOf } from '../../../src/merge/fit.js'
-import { type LoraAdapter, MemoryDirectory, saveAdapter } from '../../../src/node.js'
 import {
   adapter,
   base,

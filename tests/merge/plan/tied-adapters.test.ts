@@ -4,9 +4,9 @@
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import { describe, expect, test } from 'vitest'
-import { NodeDirectory } from '../../../src/io/node/files.js'
+import { loadAdapter, MemoryDirectory, MismatchError, type TiedPolicy } from '../../../src/api/node.js'
+import { NodeDirectory } from '../../../src/files/io/node/files.js'
 import { fitOf } from '../../../src/merge/fit.js'
-import { loadAdapter, MemoryDirectory, MismatchError, type TiedPolicy } from '../../../src/node.js'
 import { deviation, expectSavedAlike, goldenPath, tensorsIn } from '../../golden.js'
 import { mergeCheckpoint } from '../toolkit.js'
 

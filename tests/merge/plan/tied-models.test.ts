@@ -2,8 +2,8 @@
 // (tests/golden/tied-models, scripts/golden/tied_models.py).
 
 import { describe, expect, test } from 'vitest'
-import { NodeDirectory } from '../../../src/io/node/files.js'
-import { MemoryDirectory, type TiedPolicy } from '../../../src/node.js'
+import { MemoryDirectory, type TiedPolicy } from '../../../src/api/node.js'
+import { NodeDirectory } from '../../../src/files/io/node/files.js'
 import { deviation, goldenNames, goldenPath, tensorsIn } from '../../golden.js'
 import { mergeCheckpoint } from '../toolkit.js'
 import { baseOf, sketchOf } from './formula-base.js'

@@ -2,10 +2,16 @@
 // embedding becomes a separate weight; with `tied: 'keep'` the shared weight changes.
 
 import { describe, expect, it } from 'vitest'
-import { encodeFloats } from '../../../src/base/dtype.js'
-import { Random } from '../../../src/base/random.js'
+import {
+  type FloatArray,
+  type LoraAdapter,
+  MemoryDirectory,
+  saveAdapter,
+  type TiedPolicy,
+} from '../../../src/api/node.js'
+import { encodeFloats } from '../../../src/core/base/dtype.js'
+import { Random } from '../../../src/core/base/random.js'
 import { fitOf } from '../../../src/merge/fit.js'
-import { type FloatArray, type LoraAdapter, MemoryDirectory, saveAdapter, type TiedPolicy } from '../../../src/node.js'
 import { adapter, base, floats, mergeCheckpoint, normals, readTensors, type TensorSketch } from '../toolkit.js'
 
 const EMBEDDING = 'model.embed_tokens.weight'

@@ -6,7 +6,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { expect, it } from 'vitest'
-import { binary } from '../../cli/lowrank.js'
+import { binary } from '../../app/cli/lowrank.js'
 
 const PROGRAM = join(binary, '../../serve/jobs/node/trainer.js')
 

@@ -8,7 +8,7 @@ import { loadModel, type Model } from 'lowrank'
 import { createHandler, type Handler, listen, storedRows, trainingIn } from 'lowrank/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { ROUTES } from '../../../src/serve/service.js'
-import { lowrankHere } from '../../cli/in-process.js'
+import { lowrankHere } from '../../app/cli/in-process.js'
 import { enginesHere } from '../../engines-here.js'
 import { goldenPath } from '../../golden.js'
 

@@ -1,7 +1,7 @@
 // Chooses a checkpoint's names for the tensors that adapters name: the same names, or names by a rule of transformers.
 
-import type { Checkpoint } from '../../../formats/checkpoint.js'
-import { withoutWrapper } from '../../../graph/match/module-names.js'
+import type { Checkpoint } from '../../../files/checkpoint.js'
+import { withoutWrapper } from '../../../model/match/module-names.js'
 import type { MergeParts } from '../adapters.js'
 import type { NameRules, StoredForm } from './rules.js'
 import type { NameEntry } from './tables.js'

@@ -1,8 +1,8 @@
 // Layers that a checkpoint stores in another form: rows of a larger tensor, several tensors, or transposed.
 
-import { MismatchError, UnsupportedError } from '../../../base/errors.js'
-import { expertForm } from '../../../families/families.js'
-import type { Checkpoint } from '../../../formats/checkpoint.js'
+import { MismatchError, UnsupportedError } from '../../../core/base/errors.js'
+import type { Checkpoint } from '../../../files/checkpoint.js'
+import { expertForm } from '../../../model/families/families.js'
 import type { LayerFactors } from '../adapters.js'
 import { expertLayer, layerOfRows } from '../experts.js'
 import type { WeightSearch } from '../orientation.js'

@@ -1,7 +1,7 @@
 // Finds which tensors of a checkpoint transformers ties, from its table of tied weights for the model's class.
 
-import { objectOf } from '../../../base/options.js'
-import type { Checkpoint } from '../../../formats/checkpoint.js'
+import { objectOf } from '../../../core/base/options.js'
+import type { Checkpoint } from '../../../files/checkpoint.js'
 import type { ModelConfig } from '../config-edit.js'
 import type { CheckpointNames } from './choose.js'
 import type { ModelTables, ModelTie } from './tables.js'

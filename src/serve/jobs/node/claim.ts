@@ -2,7 +2,7 @@
 
 import { lstat } from 'node:fs/promises'
 import path from 'node:path'
-import { FileError, listed } from '../../../base/errors.js'
+import { FileError, listed } from '../../../core/base/errors.js'
 import { isUnfinished, KINDS, type KindName, namesOf } from './kinds.js'
 import { ALIASES } from './models.js'
 import { RECORD, writePrivate } from './store.js'

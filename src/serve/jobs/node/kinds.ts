@@ -12,9 +12,9 @@ import {
   oneOf,
   ranged,
   STRING,
-} from '../../../base/options.js'
-import { withFileErrors } from '../../../io/node/errors.js'
-import { isUnfinishedWork } from '../../../io/node/whole-output.js'
+} from '../../../core/base/options.js'
+import { withFileErrors } from '../../../files/io/node/errors.js'
+import { isUnfinishedWork } from '../../../files/io/node/whole-output.js'
 
 export interface EntryKind {
   /** The word for an entry in error messages. */

@@ -2,8 +2,8 @@
 
 import { readFile } from 'node:fs/promises'
 import path from 'node:path'
-import { isObject, jsonIn } from '../../../base/options.js'
-import { codeOf } from '../../../io/node/errors.js'
+import { isObject, jsonIn } from '../../../core/base/options.js'
+import { codeOf } from '../../../files/io/node/errors.js'
 
 /** A step, with the loss on the validation file if it was measured then. */
 export interface StepLine {

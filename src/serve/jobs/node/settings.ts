@@ -1,7 +1,7 @@
 // The options of `train` that a job comes to.
 
 import path from 'node:path'
-import type { TrainOptions } from '../../../node.js'
+import type { TrainOptions } from '../../../api/node.js'
 import type { Gate, Hyperparameters, Job } from '../job.js'
 
 /** The settings that a job's process reads. */

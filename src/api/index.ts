@@ -1,0 +1,221 @@
+/// <reference lib="esnext.disposable" preserve="true" />
+// The public API. Its exports and types are the same in Node and in browsers; src/api/node.ts only sets Node's platform.
+
+/** @module lowrank */
+
+export {
+  type ByteSink,
+  type ByteSource,
+  type Directory,
+  MemoryDirectory,
+  type Source,
+  type Target,
+} from '../core/base/bytes.js'
+export type { FloatDtype, TensorDtype, WeightDtype } from '../core/base/dtype.js'
+export {
+  ConfigError,
+  DataError,
+  type ErrorCode,
+  type ErrorDetails,
+  FileError,
+  FormatError,
+  LowrankError,
+  MismatchError,
+  NumericError,
+  RuntimeError,
+  ShapeError,
+  StateError,
+  UnsupportedError,
+} from '../core/base/errors.js'
+export type { BlobLike, ByteStreamLike, FileLike, FolderHandle, SignalLike } from '../core/base/globals.js'
+export type { ToolProgress } from '../core/base/progress.js'
+export type { FloatArray, Matrix, MatrixLike, Shaped, Tensor } from '../core/base/tensor.js'
+export { disposeKernels } from '../core/kernels/index.js'
+export type { DownloadProgress, OnDownload } from '../files/io/hub/directory.js'
+export {
+  FilesDirectory,
+  HandleDirectory,
+  type OpenStream,
+  StreamDirectory,
+} from '../files/io/web/directories.js'
+export {
+  type AdapterPart,
+  LoraAdapter,
+  type PartOfKind,
+} from '../lora/adapter.js'
+export type { LoraConfig, LoraConfigInput } from '../lora/config.js'
+export type { LayerVectors } from '../lora/factors.js'
+export type { Init } from '../lora/init/inits.js'
+export type { BaseWeights } from '../lora/init/to-plain.js'
+export { ConvolutionLora } from '../lora/kinds/convolution.js'
+export { EmbeddingLora } from '../lora/kinds/embedding.js'
+export { type BaseLayout, ExpertLora } from '../lora/kinds/experts.js'
+export type {
+  Replacement,
+  ReplacementOptions,
+  StoredTensor,
+  StoredValues,
+  TokenRows,
+} from '../lora/kinds/stored.js'
+export { LoraLayer } from '../lora/layer.js'
+export type { FactorTensors, PartKind, TensorRole } from '../lora/part.js'
+export type { LayerGradients } from '../lora/passes.js'
+export type { SaveOptions } from '../lora/peft/adapter-folder.js'
+export type { AdapterReport, LayerReport, ProblemReport, ReplacementReport } from '../lora/peft/inspect.js'
+export type { LoadOptions } from '../lora/peft/open.js'
+export type { Spectrum } from '../lora/spectrum.js'
+export type { ConvertReport } from '../merge/exchange/convert.js'
+export type { ConvertedDtype } from '../merge/exchange/exchange-format.js'
+export type { AdapterFormat } from '../merge/exchange/formats.js'
+export type { FitReport, PartFit } from '../merge/fit.js'
+export type {
+  LayerChange,
+  MergeFormat,
+  MergePlanReport,
+  MergeProgress,
+  MergeReport,
+  MergeSummary,
+} from '../merge/merge-report.js'
+export type { TiedPolicy } from '../merge/plan/tied.js'
+export type { MergeSettings } from '../merge/settings.js'
+export type { CombineResult } from '../merge/tools/combine.js'
+export type { CombinationType } from '../merge/tools/combine-settings.js'
+export type { AdapterDifference, AdapterLayerDiff, DiffReport } from '../merge/tools/diff.js'
+export type { ExtractedLayer, ExtractResult } from '../merge/tools/extract.js'
+export type { RankReport, ResizeResult } from '../merge/tools/resize.js'
+export type { DtypeChoice, GraphDtype } from '../model/graph-file.js'
+export type { DecodeImage, ImageSource, RgbImage } from '../model/images/image.js'
+export type { ModuleMap } from '../model/match/linears.js'
+export type { Model } from '../model/model-folder.js'
+export type { ChatMessage, MessageOfParts, MessagePart } from '../model/text/chat.js'
+export type { MessageRecord, TextRecord } from '../model/text/records.js'
+export type { TextStream, Tokenizer } from '../model/text/tokenizer.js'
+export type { OnnxModel } from '../onnx/format/model.js'
+export type { WeightRange } from '../onnx/format/tensors.js'
+export type { RuntimeHost } from '../onnx/runtime/host.js'
+export type { OrtModule } from '../onnx/runtime/onnxruntime.js'
+export type { Feeds, RuntimeTensor, SessionOptions, TensorData, TensorType } from '../onnx/runtime/runtime.js'
+export type { AdapterChoice } from '../run/adapters/choice.js'
+export type { SamplingOptions } from '../run/generate/sampling.js'
+export type {
+  AdapterSessionOptions,
+  BatchOptions,
+  ChatOptions,
+  Classification,
+  ClassifyInput,
+  ClassifyOptions,
+  EmbedOptions,
+  Entity,
+  GenerateOptions,
+  GenerateResult,
+  Prompt,
+  PromptImages,
+  RunOptions,
+  StreamOptions,
+  TaggedWord,
+  Tagging,
+  TagOptions,
+  TextOrPair,
+  TextOrWords,
+  TokenScore,
+} from '../run/session.js'
+export type { Interval } from '../train/evaluate/bootstrap.js'
+export type {
+  Difference,
+  DifferingRecord,
+  EvaluatedModel,
+  EvaluateReport,
+  EvaluateSettings,
+} from '../train/evaluate/evaluate-adapters.js'
+export type {
+  Grader,
+  GraderContent,
+  GraderMessage,
+  GraderModel,
+  GraderServer,
+  GraderSession,
+  Judge,
+  JudgeMessage,
+  JudgeOptions,
+  LabelModelGrader,
+  MultiGrader,
+  SamplingParams,
+  ScoreModelGrader,
+  StringCheckGrader,
+  TextSimilarityGrader,
+} from '../train/graders.js'
+export type { TokenExample, TrainerExample } from '../train/loop/examples.js'
+export type { GrpoOptions } from '../train/loop/grpo-loss.js'
+export type { LossFunction, LossName, LossOptions, LossResult, LossRow } from '../train/loop/losses.js'
+export type { Trainer } from '../train/loop/trainer.js'
+export type {
+  ForwardBackwardOptions,
+  ForwardBackwardResult,
+  Sample,
+  SampleOptions,
+  StepOptions,
+  StepReport,
+  TrainerOptions,
+} from '../train/loop/trainer-options.js'
+export type { Data, DataFile, DataRecord, TrainOptions, TrainResult } from '../train/options.js'
+export type { OnTurn, Reward, RewardInput, Turn, TurnInput } from '../train/rewards.js'
+export type { DataReport, PreviewExample, PreviewToken } from '../train/rows/check.js'
+export type { LengthReport } from '../train/rows/facts.js'
+export type { Keep, Preset, Schedule, TrainSettings } from '../train/settings.js'
+export type { TaskFacts, TaskUse } from '../train/tasks/task.js'
+export type {
+  EvaluationEvent,
+  MemoryUse,
+  ProgressEvent,
+  RewardMetrics,
+  SampleEvent,
+  StepEvent,
+  StepMetrics,
+  TrainEvents,
+  TrainReport,
+  TrainStage,
+} from '../train/train-report.js'
+export type { ToPlainOptions } from './adapters.js'
+export type { EvaluateOptions } from './evaluation.js'
+export { configureHub, type HubOptions } from './hub.js'
+export type { CheckpointContents, InspectOptions, InspectReport } from './inspect.js'
+export type { EmbeddingContents, GraphContents, LinearContents, OnnxContents } from './inspect-onnx.js'
+export type {
+  AdapterToMerge,
+  MergeOptions,
+  UnmergeOptions,
+} from './merge-options.js'
+export type { LoadModelOptions } from './model.js'
+export { nodeRuntime } from './platform/platform.js'
+export { webRuntime } from './platform/web-runtime.js'
+export type { AdapterSession, OpenSessionOptions } from './session.js'
+export type {
+  CombineOptions,
+  ConvertAdapterOptions,
+  DiffOptions,
+  ExtractOptions,
+  ResizeOptions,
+} from './tools.js'
+export type { CheckDataOptions } from './train.js'
+export type { TrainEvent, TrainRun } from './train-run.js'
+export {
+  checkData,
+  combine,
+  convertAdapter,
+  diff,
+  evaluate,
+  extract,
+  inspect,
+  loadAdapter,
+  loadModel,
+  merge,
+  openSession,
+  openTrainer,
+  planMerge,
+  resize,
+  saveAdapter,
+  toPlain,
+  train,
+  trainingTasks,
+  unmerge,
+} from './verbs.js'

@@ -1,0 +1,251 @@
+// Opens the model and the data, trains, and closes them. The code that trains loads with the first call.
+
+import type { ByteSource, Source } from '../core/base/bytes.js'
+import { ConfigError } from '../core/base/errors.js'
+import { checkArgument, checkOptions, isObject } from '../core/base/options.js'
+import { checkAddress } from '../core/base/post-json.js'
+import { readRows } from '../files/data/read-rows.js'
+import { isByteSource, isDirectory } from '../files/data/row.js'
+import { type LoraConfigInput, resolveConfig } from '../lora/config.js'
+import { LORA_CONFIG } from '../lora/gen/options.js'
+import { defaultTargetModules } from '../lora/peft/default-targets.js'
+import type { Model } from '../model/model-folder.js'
+import { MODEL } from '../model/source-values.js'
+import type { RunSources } from '../train/about-run.js'
+import type { GraderModel } from '../train/graders.js'
+import type { TeacherServer, TrainInput, TrainingData, TrainOptions, TrainResult } from '../train/options.js'
+import type { Reward } from '../train/rewards.js'
+import type { DataReport } from '../train/rows/check.js'
+import { defaultsOf } from '../train/settings.js'
+import { noTemplateForChats } from '../train/tasks/causal-lm.js'
+import type { TaskFacts } from '../train/tasks/task.js'
+import { checkTaskName, isLoopName, tasksFor } from '../train/tasks/tasks.js'
+import { type RunContext, train as trainOpened } from '../train/train.js'
+import { openAdapter } from './adapters.js'
+import { CHECK_DATA_OPTIONS, TRAIN_EVENTS, TRAIN_OPTIONS } from './gen/options.js'
+import { loadModel, requireChatTemplate } from './model.js'
+import { memoryLimits } from './platform/memory.js'
+import { platform } from './platform/platform.js'
+import { openData, openTarget } from './sources.js'
+
+/** Options of {@link checkData}: the options of {@link TrainOptions} that change how records are read. */
+export interface CheckDataOptions
+  extends Pick<
+    TrainOptions,
+    | 'dtype'
+    | 'data'
+    | 'evalData'
+    | 'task'
+    | 'columns'
+    | 'maxLength'
+    | 'chatTemplate'
+    | 'chatTemplateArgs'
+    | 'decodeImage'
+    | 'signal'
+  > {
+  /** The model whose tokenizer and chat template are used. Without it, records are read but not encoded. */
+  readonly model?: Model | Source | undefined
+  /**
+   * The number of examples that the report shows as tokens. Needs a model.
+   * @range an integer of at least 0
+   * @default 0
+   */
+  readonly preview?: number | undefined
+  /**
+   * Reading a file ends at this many records that cannot be used. Default: the whole file is read.
+   * @range an integer of at least 1
+   */
+  readonly maxInvalid?: number | undefined
+}
+
+export async function train(options: TrainOptions, wait?: () => Promise<void> | undefined): Promise<TrainResult> {
+  return withTraining(options, async (opened, context) => {
+    const surroundings = { ...context, wait }
+    if (opened.task === 'grpo') return (await import('../train/loop/grpo.js')).trainOnRewards(opened, surroundings)
+    if (opened.task === 'distill') return (await import('../train/loop/distill.js')).distill(opened, surroundings)
+    return trainOpened(opened, surroundings)
+  })
+}
+
+export async function withTraining<T>(
+  options: TrainOptions,
+  work: (opened: TrainInput, context: RunContext) => Promise<T>,
+): Promise<T> {
+  const nested = { config: Object.keys(LORA_CONFIG), on: Object.keys(TRAIN_EVENTS) }
+  checkOptions(options, 'train', TRAIN_OPTIONS, { nested })
+  checkReadByTask(options)
+  checkOptions(options.on, 'train’s `on`', TRAIN_EVENTS)
+  resolveConfig(options.config)
+  const { openExampleFile } = platform()
+  let file: ReturnType<NonNullable<typeof openExampleFile>> | undefined
+  let closeTeacher: (() => Promise<void>) | undefined
+  return withOpened(options, async (model, data, evalData) => {
+    const { dtype: _, ...rest } = options
+    const adapter = options.adapter === undefined ? undefined : await openAdapter(options.adapter, 'adapter')
+    const config = withDefaultTargets(options, model)
+    const teacher = await openTeacher(options)
+    if (teacher !== undefined && teacher !== options.teacher && !('url' in teacher))
+      closeTeacher = () => teacher.close()
+    const opened = {
+      ...rest,
+      model,
+      data,
+      evalData,
+      config,
+      adapter,
+      teacher,
+      rewards: await openRewards(options),
+      ...(options.on === undefined && { on: platform().watch?.() }),
+      decodeImage: options.decodeImage ?? platform().decodeImage,
+      out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
+    }
+    return work(opened, {
+      limits: memoryLimits(model),
+      memoryUse: platform().memoryUse,
+      exampleFile: openExampleFile && (() => (file ??= openExampleFile())),
+      sources: sourcesOf(options),
+      page: async (...parts) => (await import('./run-page.js')).pageOfRun(...parts),
+    })
+  }).finally(async () => {
+    file?.close()
+    await closeTeacher?.()
+  })
+}
+
+/** Options that only one task reads. */
+const OF_ONE_TASK = { rewards: 'grpo', graderModels: 'grpo', onTurn: 'grpo', teacher: 'distill' } as const
+
+/** Options that mean nothing if the model writes the texts that it learns from. */
+const OF_RECORDS = [
+  ...(['evalData', 'evalSplit', 'evalEvery', 'earlyStopping', 'packing', 'sample', 'newHead'] as const),
+  ...(['skipInvalid', 'decodeImage'] as const),
+]
+
+/** Refuses options that the task would ignore. */
+function checkReadByTask(options: TrainOptions): void {
+  const { task, keep } = options
+  for (const [where, only] of Object.entries(OF_ONE_TASK)) {
+    if (options[where as keyof typeof OF_ONE_TASK] === undefined || task === only) continue
+    throw new ConfigError({ where, what: `only with the task ${only}`, got: task ?? 'no task' })
+  }
+  if (!isLoopName(task)) return
+  const ignored = OF_RECORDS.find((name) => options[name])
+  if (ignored !== undefined) throw new ConfigError({ where: ignored, what: `not with the task ${task}` })
+  if (keep !== 'best') return
+  throw new ConfigError({ where: 'keep', what: `not with the task ${task}`, expected: 'last' })
+}
+
+async function openTeacher({ teacher, signal }: TrainOptions): Promise<Model | TeacherServer | undefined> {
+  if (teacher === undefined) return undefined
+  if (typeof teacher === 'string' && /^https?:.*\/v1\/?$/.test(teacher))
+    return { url: checkAddress(teacher, 'teacher') }
+  return MODEL.accepts(teacher) ? (teacher as Model) : loadModel(teacher as Source, { signal })
+}
+
+async function openRewards({ rewards, graderModels }: TrainOptions): Promise<readonly Reward[] | undefined> {
+  if (rewards === undefined) return undefined
+  const { rewardOf } = await import('../train/loop/graders/grader.js')
+  const list = typeof rewards === 'string' ? await platform().loadRewards(rewards) : rewards
+  return list.map((reward) => (typeof reward === 'function' ? reward : rewardOf(reward, graderModels)))
+}
+
+export async function checkData(options: CheckDataOptions): Promise<DataReport> {
+  checkOptions(options, 'checkData', CHECK_DATA_OPTIONS)
+  const { decodeImage = platform().decodeImage, preview } = options
+  return withOpened(options, async (model, data, evalData) => {
+    const { checkRecords } = await import('../train/rows/check.js')
+    return checkRecords({ ...options, model, data, evalData, decodeImage }, preview)
+  })
+}
+
+export async function trainingTasks(model?: Model): Promise<TaskFacts[]> {
+  if (model !== undefined) checkArgument(model, MODEL, 'model')
+  const tasks = await tasksFor(model)
+  return tasks.map(({ name, learns, records, use, page, learningRate }) => {
+    return { name, learns, records, use, ...(page && { page }), ...(learningRate !== undefined && { learningRate }) }
+  })
+}
+
+/**
+ * Returns what a file needs to repeat the run: paths, ids, URLs and graders. Returns undefined if a source is in
+ * memory, a function or a session, which no file can name.
+ */
+function sourcesOf(options: TrainOptions): RunSources | undefined {
+  const { model, dtype, data, evalData, teacher, rewards, graderModels, onTurn } = options
+  const trained = named(data)
+  const evaluated = evalData === undefined ? undefined : named(evalData)
+  if (typeof model !== 'string' || trained === undefined || (evalData !== undefined && evaluated === undefined)) {
+    return undefined
+  }
+  const judges = Object.entries(graderModels ?? {}).map(([name, judge]) => [name, withoutKey(judge)] as const)
+  const functions = [onTurn, ...(Array.isArray(rewards) ? rewards : [])].filter((part) => typeof part === 'function')
+  const isWritten = typeof (teacher ?? '') === 'string' && judges.every(([, judge]) => judge !== undefined)
+  if (functions.length > 0 || !isWritten) return undefined
+  const models = graderModels && (Object.fromEntries(judges) as typeof graderModels)
+  return { model, dtype, data: trained, evalData: evaluated, teacher, rewards, graderModels: models }
+}
+
+/** The address of a model that judges. Undefined for a function and a session, which no file can name. */
+function withoutKey(judge: GraderModel): GraderModel | undefined {
+  if (typeof judge === 'string') return judge
+  if (typeof judge === 'function' || !('url' in judge)) return undefined
+  const { url, model } = judge
+  return model === undefined ? url : { url, model }
+}
+
+function named(data: TrainOptions['data']): string | readonly string[] | undefined {
+  if (typeof data === 'string') return data
+  return Array.isArray(data) && data.length > 0 && data.every((item) => typeof item === 'string')
+    ? (data as readonly string[])
+    : undefined
+}
+
+type OpenedOptions = Pick<
+  CheckDataOptions,
+  'task' | 'dtype' | 'data' | 'evalData' | 'columns' | 'chatTemplate' | 'signal'
+>
+
+/** Opens the data first, so that a wrong path is found before a model is downloaded. */
+export async function withOpened<T, M extends Model | Source | undefined>(
+  options: OpenedOptions & { readonly model?: M },
+  work: (model: Model | (M & undefined), data: TrainingData, evalData: TrainingData | undefined) => Promise<T>,
+): Promise<T> {
+  const { model, dtype, data, evalData, signal, task } = options
+  if (task !== undefined && !isLoopName(task)) checkTaskName(task)
+  const isOpen = model === undefined || MODEL.accepts(model)
+  if (isOpen && dtype !== undefined) {
+    throw new ConfigError({ where: 'dtype', what: 'only for models that are not open yet' })
+  }
+  const closers: (() => Promise<void>)[] = []
+  const closeLater = (file: ByteSource) => void closers.push(() => file.close())
+  try {
+    const openedData = await openData(data, 'data', closeLater)
+    const openedEvalData = evalData === undefined ? undefined : await openData(evalData, 'evalData', closeLater)
+    if (!isOpen) await requireTemplateFor(openedData, options, model as Source)
+    const opened = isOpen ? (model as unknown as Model) : await loadModel(model as Source, { dtype, signal })
+    if (!isOpen) closers.push(() => opened.close())
+    return await work(opened, openedData, openedEvalData)
+  } finally {
+    await Promise.all(closers.map((close) => close()))
+  }
+}
+
+/** Throws FormatError if the data are chats and the model has no chat template, before the weights are loaded. */
+async function requireTemplateFor(data: TrainingData, options: OpenedOptions, model: Source) {
+  const isFile = isByteSource(data) || isDirectory(data) || Array.isArray(data)
+  if (!isFile || options.chatTemplate !== undefined) return
+  for await (const { row } of readRows(data, { columns: options.columns, onInvalid: () => {} })) {
+    const isChat = isObject(row) && (Array.isArray(row.messages) || Array.isArray(row.conversations))
+    if (isChat) await requireChatTemplate(model, noTemplateForChats)
+    return
+  }
+}
+
+export function withDefaultTargets(
+  { config, preset, adapter }: Pick<TrainOptions, 'config' | 'preset' | 'adapter'>,
+  model: Model,
+): LoraConfigInput | undefined {
+  const targets = config?.targetModules ?? (adapter === undefined ? defaultsOf(preset).config.targetModules : undefined)
+  if (targets !== 'default') return config
+  return { ...config, targetModules: defaultTargetModules(String(model.config.model_type)) }
+}

@@ -1,9 +1,0 @@
-// The public API in Node, Bun and Deno. It is the same as in browsers, except that strings can be paths and sessions
-// run in worker threads.
-
-import { usePlatform } from './index/platform/platform.js'
-import { nodePlatform } from './node/platform.js'
-
-usePlatform(nodePlatform)
-
-export * from './index.js'

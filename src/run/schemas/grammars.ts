@@ -1,0 +1,147 @@
+// Writes texts that fit a JSON schema: at each step only tokens that can still lead to such a text are allowed. The
+// library @mlc-ai/web-xgrammar, an optional peer, says which. It is loaded with the first schema.
+
+import type { CompiledGrammar, GrammarCompiler, GrammarMatcher } from '@mlc-ai/web-xgrammar'
+import { ConfigError, DataError, messageOf } from '../../core/base/errors.js'
+import { isObject } from '../../core/base/options.js'
+import type { Vocabulary } from '../../model/text/vocabulary.js'
+import { TAG_START } from './schemas.js'
+
+// The published declarations do not name these types, because the package is optional: what has them is internal.
+type Library = typeof import('@mlc-ai/web-xgrammar')
+
+const PACKAGE = '@mlc-ai/web-xgrammar'
+
+const KEPT = 16
+
+/** The most spaces and line breaks in a row, so that a text cannot go on with them for ever. */
+const MOST_SPACES = 2
+
+/** The longest time that a schema may take for a step. */
+const STEP_MS = 2000
+
+/**
+ * @internal Loads the package, which expects a browser: it reads `location`, and puts its exports on the global object.
+ */
+export async function loadLibrary(): Promise<Library> {
+  const scope = globalThis as { location?: unknown; xgrammar?: Library }
+  const isNode = scope.location === undefined
+  if (isNode) scope.location = { href: import.meta.url }
+  try {
+    const module = (await import('@mlc-ai/web-xgrammar')) as unknown as Partial<Library>
+    const found = module.Grammar === undefined ? scope.xgrammar! : (module as Library)
+    await found.Grammar.builtinJSONGrammar()
+    return found
+  } catch (cause) {
+    throw new ConfigError({
+      where: 'schema',
+      what: `the package ${PACKAGE} cannot be loaded (${messageOf(cause)})`,
+      hint: `Install it: npm install ${PACKAGE}`,
+      cause,
+    })
+  } finally {
+    if (isNode) delete scope.location
+  }
+}
+
+export class Grammars {
+  #opened: Promise<{ library: Library; compiler: GrammarCompiler }> | undefined
+  readonly #compiled = new Map<string, Promise<CompiledGrammar>>()
+
+  constructor(private readonly vocabulary: Vocabulary) {}
+
+  /** Opens the compiler once. If the library cannot be loaded, the next schema tries again. */
+  #open() {
+    this.#opened ??= (async () => {
+      const library = await loadLibrary()
+      const { tokens, spelling } = this.vocabulary
+      const info = await library.TokenizerInfo.createTokenizerInfo([...tokens], spelling, false, tokens.length)
+      return { library, compiler: await library.GrammarCompiler.createGrammarCompiler(info, false) }
+    })()
+    this.#opened.catch(() => {
+      this.#opened = undefined
+    })
+    return this.#opened
+  }
+
+  /** @internal */
+  async compile(schema: string): Promise<CompiledGrammar> {
+    const compiled = this.#compiled.get(schema) ?? this.#compileNow(schema)
+    compiled.catch(() => this.#compiled.delete(schema))
+    this.#compiled.delete(schema)
+    this.#compiled.set(schema, compiled)
+    for (const [oldest, old] of [...this.#compiled].slice(0, -KEPT)) {
+      this.#compiled.delete(oldest)
+      old.then((compiled) => compiled.dispose()).catch(() => {})
+    }
+    return compiled
+  }
+
+  async #compileNow(schema: string): Promise<CompiledGrammar> {
+    const { library, compiler } = await this.#open()
+    try {
+      if (schema.startsWith(TAG_START)) {
+        return await compiler.compileStructuralTag(JSON.stringify(await boundedTag(JSON.parse(schema), library)))
+      }
+      return await compiler.compileJSONSchema(schema, ...layoutOf(schema))
+    } catch (cause) {
+      throw new DataError({ where: 'schema', what: `${PACKAGE} cannot use it`, cause })
+    }
+  }
+
+  async start(schema: string, ends: number[]): Promise<TextGrammar> {
+    const compiled = await this.compile(schema)
+    const { library } = await this.#open()
+    return new TextGrammar(await library.GrammarMatcher.createGrammarMatcher(compiled, ends))
+  }
+}
+
+const layoutOf = (schema: string) => [true, 2, undefined, schema !== ANY_OBJECT, MOST_SPACES] as const
+
+/** Makes grammars of the schemas in a structural tag: the library bounds no spaces in them. */
+async function boundedTag(part: unknown, library: Library): Promise<unknown> {
+  if (Array.isArray(part)) return Promise.all(part.map((item) => boundedTag(item, library)))
+  if (!isObject(part)) return part
+  if (part.type === 'json_schema') {
+    const schema = JSON.stringify(part.json_schema)
+    const grammar = await library.Grammar.fromJSONSchema(schema, ...layoutOf(schema))
+    return { type: 'grammar', grammar: grammar.toString() }
+  }
+  const parts = await Promise.all(Object.values(part).map((value) => boundedTag(value, library)))
+  return Object.fromEntries(Object.keys(part).map((key, i) => [key, parts[i]]))
+}
+
+export const ANY_OBJECT = '{"type":"object"}'
+
+export class TextGrammar {
+  /** A bit for each token: 1 if it is allowed next. {@link prepare} sets it. */
+  #allowed: ArrayLike<number> = []
+
+  /** @internal */
+  constructor(private readonly matcher: GrammarMatcher) {}
+
+  async prepare(): Promise<void> {
+    const startedAt = performance.now()
+    this.#allowed = await this.matcher.getNextTokenBitmask()
+    const ms = performance.now() - startedAt
+    if (ms <= STEP_MS) return
+    throw new DataError({
+      where: 'schema',
+      what: 'a step of a text takes too long with it',
+      expected: `at most ${STEP_MS / 1000} s`,
+      got: `${(ms / 1000).toFixed(1)} s`,
+    })
+  }
+
+  masked(logits: Float32Array): Float32Array {
+    return logits.map((value, id) => (((this.#allowed[id >> 5] ?? 0) >>> (id & 31)) & 1 ? value : -Infinity))
+  }
+
+  accept(id: number): void {
+    this.matcher.acceptToken(id)
+  }
+
+  dispose(): void {
+    this.matcher.dispose()
+  }
+}

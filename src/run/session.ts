@@ -1,0 +1,520 @@
+// The interface of a session: a base model, any number of adapters, and the ways to run them.
+
+import type { SignalLike } from '../core/base/globals.js'
+import type { LoraAdapter } from '../lora/adapter.js'
+import type { ImageSource } from '../model/images/image.js'
+import type { ModuleMap } from '../model/match/linears.js'
+import type { Model } from '../model/model-folder.js'
+import type { MessageOfParts } from '../model/text/chat.js'
+import type { Feeds, RuntimeTensor, SessionOptions } from '../onnx/runtime/runtime.js'
+import type { AllowedKind } from './adapters/allowed.js'
+import type { AdapterChoice } from './adapters/choice.js'
+import type { SamplingOptions } from './generate/sampling.js'
+
+/** The adapters of a session, and how the runtime opens it. */
+export interface AdapterSessionOptions
+  extends Omit<SessionOptions, 'executionProviders' | 'exactProducts' | 'lowMemory'> {
+  /** The adapters that the session has from the start: name → adapter. Runs choose an adapter by this name. */
+  adapters?: Readonly<Record<string, LoraAdapter>> | undefined
+  /**
+   * The devices that run the model, with ONNX Runtime's names: cpu, webgpu, cuda, coreml, dml, … You can give several.
+   * If the first cannot compute an operator, the next one does. Default: the CPU.
+   * @flag NAME,…
+   */
+  device?: string | readonly string[] | undefined
+  /**
+   * Memory or speed. `fast`: ONNX Runtime copies the weights in an order that makes products faster. `low`: it copies
+   * none, and runs are a few percent slower.
+   * @default fast
+   */
+  memory?: 'low' | 'fast' | undefined
+  /** Module name → name of its node or weight. Needed only if the graph does not name its modules. */
+  modules?: ModuleMap | undefined
+  /**
+   * Leaves out layers of an adapter if the export does not have their module. Default false: such layers are an error.
+   */
+  allowMissing?: boolean | undefined
+  /**
+   * The parts that adapters of later `add` calls may have. The graph is opened with inputs for them at all layers, so
+   * that `add` never opens it again, and an adapter with other parts is an error. `lora`: linear layers. `dora`: their
+   * magnitudes. `biases`: their biases. `embeddings`: embeddings, trained tokens, and the output layer. `heads`: heads
+   * of classifiers. Default: any part, and the graph is opened again if an adapter has a new kind of part.
+   */
+  allow?: readonly AllowedKind[] | undefined
+  /**
+   * How exact products with quantized weights (MatMulNBits) are. With 4, their inputs are rounded to 8 bits: this is
+   * less exact, but faster on the CPU, most of all for several texts. With 0, the inputs stay floats. 4 is an error if
+   * the model has no such products. Default: the value in the model's file, or 0 if it has none.
+   */
+  accuracyLevel?: 0 | 4 | undefined
+  /**
+   * The largest number of texts that `generate` and `stream` write at the same time, over all calls. More calls wait in
+   * order. A call with a larger `batchSize` may have more.
+   * @range an integer of at least 1
+   * @default 8
+   */
+  maxBatch?: number | undefined
+  /**
+   * The largest number of bytes for the key-value caches of the texts that are written at the same time, each counted
+   * with its prompt and all tokens that it may get. A text that needs more waits until it is alone.
+   * @range an integer of at least 1
+   * @default 1073741824
+   */
+  cacheBytes?: number | undefined
+  /**
+   * The largest number of bytes for the key-value caches of texts that have ended. A text that begins like one of them,
+   * such as the next turn of a chat, with the same adapters, does not read this part again. 0 keeps none.
+   * @range an integer of at least 0
+   * @default 268435456
+   */
+  prefixCache?: number | undefined
+}
+
+/** Options of `run`. */
+export interface RunOptions {
+  /**
+   * Name of the adapter. `{ a: 0.5, b: 1 }` adds several adapters, each with its weight. A list has one such choice for
+   * each row of the batch. The adapters may have different ranks. null is the base model alone. Default null.
+   */
+  adapter?: AdapterChoice | readonly AdapterChoice[] | undefined
+  /** Outputs to compute. Default: all. */
+  outputNames?: readonly string[] | undefined
+  /** The graph of the model to run, such as `encoder`. Default: the decoder, or the only graph. */
+  graph?: string | undefined
+}
+
+/**
+ * A text to continue, the messages of a chat to answer, or token ids to continue. The last message must not be from the
+ * assistant. For models of texts and pictures, the content of a message can be a list of parts: `{ type: 'text', text
+ * }`, and `{ type: 'image' }` where a picture goes.
+ */
+export type Prompt = string | readonly MessageOfParts[] | TokenPrompt
+
+/** A text given as token ids, which are used as they are. */
+export interface TokenPrompt {
+  readonly ids: readonly number[]
+}
+
+/** A picture, a list of pictures, or for several prompts a list with one of these for each prompt. */
+export type PromptImages = ImageSource | readonly (ImageSource | readonly ImageSource[])[]
+
+/** How a chat becomes text. */
+export interface ChatOptions {
+  /**
+   * Text of a chat template (Jinja). Default: the template that the adapter was trained with, if it was trained on
+   * chats. Otherwise the template in the model's folder.
+   */
+  chatTemplate?: string | undefined
+  /**
+   * Further variables of the template, such as `{ enable_thinking: false }`.
+   * @help variables of the chat template, such as enable_thinking=false
+   */
+  chatTemplateArgs?: Readonly<Record<string, unknown>> | undefined
+  /**
+   * Descriptions of the functions that the model may call (JSON Schema). If the chat template has no place for them,
+   * they are written into the system message, in Hermes' form.
+   */
+  tools?: readonly object[] | undefined
+}
+
+/** Options of `stream`. */
+export interface StreamOptions extends SamplingOptions, ChatOptions {
+  /**
+   * Name of an adapter of the session, for the whole text. `{ a: 0.5, b: 1 }` adds several adapters, each with its
+   * weight. A list has one such choice for each prompt. null is the base model alone. Default null.
+   */
+  adapter?: AdapterChoice | readonly AdapterChoice[] | undefined
+  /**
+   * Pictures for a model of texts and pictures, in the order of their places: a path (not in browsers), the bytes of a
+   * file, or `{ data, width, height }`. A text marks each place with the model's token, such as `<image>`. In a chat, a
+   * part `{ type: 'image' }` is a place. Without such a part, pictures go before the last question. For several
+   * prompts: a list with the pictures of each.
+   */
+  images?: PromptImages | undefined
+  /**
+   * The largest number of new tokens. The text also ends when the model's context is full.
+   * @range an integer of at least 1
+   * @default 128
+   */
+  maxNewTokens?: number | undefined
+  /**
+   * The smallest number of new tokens. Before that, no end token comes, and no stop string ends the text. With `schema`
+   * it does not count. Default 0.
+   * @range an integer of at least 0
+   */
+  minNewTokens?: number | undefined
+  /** Goes on after the model's end tokens. Default false. */
+  ignoreEos?: boolean | undefined
+  /** Tokens that end the text, in addition to the model's end tokens. */
+  stopTokenIds?: readonly number[] | undefined
+  /** Numbers that are added to the logits of tokens, by id. */
+  logitBias?: Readonly<Record<number, number>> | undefined
+  /**
+   * Generation ends before the first of these texts. Default: none. The answer to a chat always ends where its turn
+   * ends.
+   */
+  stop?: string | readonly string[] | undefined
+  /**
+   * How many of the most likely tokens get a score at each step, in addition to the chosen token. Default: no scores.
+   * @range an integer of at least 0
+   */
+  logprobs?: number | undefined
+  /**
+   * The same seed gives the same text. With several prompts, the second has seed + 1, and so on. Default: a new random
+   * seed for each call. The result contains the seed.
+   * @range a safe integer
+   */
+  seed?: number | undefined
+  /**
+   * A JSON schema that the text has to fit, or `{ type: 'object' }` for any object. Each text that ends by itself is
+   * JSON and fits; a text that `maxNewTokens` cuts off may not. Needs the package @mlc-ai/web-xgrammar.
+   */
+  schema?: object | undefined
+  /**
+   * The form of a text with parts that fit schemas, as a structural tag of XGrammar. It is not checked: give forms of
+   * your own, and use `schema` for schemas of others. Needs the package @mlc-ai/web-xgrammar.
+   */
+  structure?: object | undefined
+  /** Only calls with the same `cacheScope` reuse each other's cached prompts: see `prefixCache`. Default: all do. */
+  cacheScope?: string | undefined
+  /** Stops the generation after the current token. The promise rejects with the signal's reason. */
+  signal?: SignalLike | undefined
+}
+
+/** How texts are continued. */
+export interface GenerateOptions extends StreamOptions {
+  /**
+   * The largest number of prompts that run together. A larger number is faster and needs more memory. The default is
+   * never larger than the session's `maxBatch`.
+   * @range an integer of at least 1
+   * @default 8
+   */
+  batchSize?: number | undefined
+  /**
+   * Called with each piece of text as soon as it is final, with the index of its prompt, and if `logprobs` is set with
+   * the scores of the tokens since the last piece. All pieces of a prompt together are the text of its result.
+   */
+  onText?: ((piece: string, index: number, scores: readonly TokenScore[]) => void) | undefined
+}
+
+/** A token and how likely it was. */
+export interface TokenScore {
+  /** The token's id. */
+  readonly id: number
+  /** Its text. */
+  readonly text: string
+  /** Natural logarithm of the probability that the model gives, before temperature, filters and penalties. */
+  readonly logprob: number
+  /** The most likely tokens of this step, the most likely first. */
+  readonly top: readonly Omit<TokenScore, 'top'>[]
+}
+
+/** A text, or two texts that belong together, such as premise and hypothesis or question and answer. */
+export type TextOrPair = string | { readonly text: string; readonly textPair?: string | undefined }
+
+/** How many texts run together, and how long they may be. */
+export interface BatchOptions {
+  /**
+   * Longer texts are cut to this number of tokens. Default: the model's maximum.
+   * @range an integer of at least 1
+   */
+  maxLength?: number | undefined
+  /**
+   * Texts in one run.
+   * @range an integer of at least 1
+   * @default 8
+   */
+  batchSize?: number | undefined
+  /** Stops the call after the current run. The promise rejects with the signal's reason. */
+  signal?: SignalLike | undefined
+}
+
+/** Options of `embed`. */
+export interface EmbedOptions extends BatchOptions {
+  /** One adapter for all texts: its name, or `{ name: weight, … }`; null is the base model alone. Default null. */
+  adapter?: AdapterChoice | undefined
+  /**
+   * How the vectors of the tokens become one vector. Default: as 1_Pooling/config.json says, or `mean` without this
+   * file.
+   */
+  pooling?: 'mean' | 'cls' | 'lasttoken' | undefined
+  /**
+   * Scales vectors to length 1, so that their product is the cosine.
+   * @default true
+   */
+  normalize?: boolean | undefined
+  /**
+   * How many numbers of each vector are kept, for models that are trained for it (Matryoshka). Default: all.
+   * @range an integer of at least 1
+   */
+  dimensions?: number | undefined
+}
+
+/** An input of `classify`: a text or a pair of texts; for models that read pictures, a picture. */
+export type ClassifyInput = TextOrPair | ImageSource
+
+/** How texts or pictures are classified. */
+export interface ClassifyOptions extends TagOptions {
+  /**
+   * How many labels each result lists.
+   * @range an integer of at least 1
+   * @default 1
+   */
+  topK?: number | undefined
+}
+
+/** The labels of one text or picture. */
+export interface Classification {
+  /** The likeliest label. */
+  label: string
+  /**
+   * Its probability. If a text can have several labels, each label has its own probability. If the head gives numbers,
+   * `score` is the number.
+   */
+  score: number
+  /** The `topK` likeliest labels, best first. */
+  labels: { label: string; score: number }[]
+  /** Output of the head: one number for each label. */
+  logits: Float32Array
+  /** True if the text was longer than `maxLength` and was cut. */
+  isTruncated: boolean
+}
+
+/** A text, or its words one by one. */
+export type TextOrWords = string | { readonly words: readonly string[] }
+
+/** Options of `tag`. */
+export interface TagOptions extends BatchOptions {
+  /** Name of an adapter of the session; null is the base model alone. Default null. */
+  adapter?: string | null | undefined
+}
+
+/** A word and its tag. */
+export interface TaggedWord extends Pick<Entity, 'start' | 'end'> {
+  /** The word. */
+  text: string
+  /** The likeliest tag, such as B-PER or O. */
+  tag: string
+  /** Its probability. */
+  score: number
+}
+
+/** Consecutive words that belong together, such as a name. */
+export interface Entity {
+  /** Its kind: PER for words with the tags B-PER and I-PER. */
+  label: string
+  /** The part of the text. */
+  text: string
+  /** The index of its first character in the text. */
+  start: number
+  /** The index after its last character. */
+  end: number
+  /** The mean of the probabilities of the entity's words. */
+  score: number
+}
+
+/**
+ * The tags and entities of one text. If the text was given as words, places count in these words with a space between
+ * two of them.
+ */
+export interface Tagging {
+  /** The entities that the tags spell, in the order of the text. */
+  entities: Entity[]
+  /** All words, except words that the tokenizer gives no token. */
+  words: TaggedWord[]
+  /** True if the text was longer than `maxLength` and was cut. */
+  isTruncated: boolean
+}
+
+/** A continued text. */
+export interface GenerateResult {
+  /** The new text, without the prompt, special tokens and the stop text. */
+  text: string
+  /** Number of new tokens, without the token that ended the text. */
+  tokens: number
+  /** Number of tokens of the prompt. */
+  promptTokens: number
+  /** How many of the prompt's tokens came from the cache: see `prefixCache`. */
+  cachedTokens: number
+  /** The new tokens, including those of a stop string. */
+  tokenIds: number[]
+  /**
+   * Why the text ended: the model wrote an end token, a stop string came, `maxNewTokens` was reached, or the context is
+   * full.
+   */
+  finish: 'eos' | 'stop' | 'max-new-tokens' | 'context'
+  /** The seed of this text. The same seed and options give the same text. */
+  seed: number
+  /** Seconds from the call to the end of the text. Loading the model does not count. */
+  seconds: number
+  /** One entry for each of `tokenIds`, if the option `logprobs` is set. */
+  logprobs?: TokenScore[]
+}
+
+/**
+ * A base model in memory with any number of adapters. Each run chooses one adapter, a mix, or one for each row. You can
+ * start several calls at the same time: texts share steps, and other calls run in order. `openSession` makes it.
+ */
+export interface AdapterSession {
+  /** The model of the session. Do not close it before you call `dispose`. */
+  readonly model: Model
+  /** Names of the adapters that runs can choose. */
+  readonly adapters: readonly string[]
+  /** Roles of the model's graphs that runs can choose: `decoder` and `encoder`, or `model` alone. */
+  readonly graphs: readonly string[]
+  /**
+   * The model's own inputs, without the inputs for adapters. If the model has several graphs, these are the inputs of
+   * the first.
+   */
+  readonly inputNames: readonly string[]
+  /** The model's outputs. */
+  readonly outputNames: readonly string[]
+
+  /** Copies an adapter into the session; runs choose it by `name`. */
+  add(name: string, adapter: LoraAdapter): Promise<void>
+
+  /**
+   * Removes an adapter and frees its memory. Texts that already use it are finished first.
+   *
+   * @throws MismatchError for an unknown name, StateError when the session is disposed
+   *
+   * @example
+   * const session = await openSession('models/union-3m', { adapters: { peft: 'tests/golden/peft/f32' } })
+   * await session.remove('peft')
+   * await session.dispose()
+   */
+  remove(name: string): Promise<void>
+
+  /**
+   * Runs the model once.
+   *
+   * @param feeds the model's own inputs by name: `{ type, data, dims }`, such as ONNX Runtime's own tensors. For a
+   *   language model `input_ids` is enough: lowrank adds a mask of ones, positions from that mask, and an empty cache
+   *   if they are missing.
+   * @returns the outputs by name. The session does not use their arrays again
+   * @throws MismatchError for an unknown adapter, input or output; ConfigError for a value that is not a tensor;
+   *   RuntimeError when the run fails; StateError when the session is disposed
+   *
+   * @example
+   * const session = await openSession('models/union-3m')
+   * const ids = session.model.tokenizer?.encode('And the people') ?? []
+   * const { logits } = await session.run({
+   *   input_ids: { type: 'int64', data: BigInt64Array.from(ids, BigInt), dims: [1, ids.length] },
+   * })
+   * console.log(logits.dims)
+   * await session.dispose()
+   */
+  run(feeds: Feeds, options?: RunOptions): Promise<Record<string, RuntimeTensor>>
+
+  /**
+   * Continues a text, or answers a chat: messages go through the chat template, and the answer ends where a turn does.
+   * Several prompts run together, `batchSize` at a time. Each gets the text that it would get alone. Options that you
+   * leave out come from the model's generation_config.json. If that file does not set them, lowrank always takes the
+   * most likely token.
+   *
+   * @param prompt text, a list of messages, or a list of such prompts
+   * @returns the result; for a list of prompts, a list of results in the same order
+   * @throws ConfigError for an option that is unknown or out of range, MismatchError for an unknown adapter or a
+   *   tokenizer of another model, DataError for a prompt that has no tokens or fills the whole context, for a chat that
+   *   cannot be answered, for a picture that cannot be read, and for more or fewer pictures than places, FormatError
+   *   for a chat without a usable template, UnsupportedError when the graph is not a causal language model, reads no
+   *   pictures, or cannot run a different adapter for each row, FileError when the model's folder has no
+   *   embed_tokens.onnx, decoder, vision_encoder.onnx or preprocessor_config.json and needs it, NumericError when the
+   *   logits are not finite, StateError when the session is disposed; what the signal and `onText` throw
+   *
+   * @example
+   * const session = await openSession('models/union-3m')
+   * const { text, seed } = await session.generate('And the people', { temperature: 0.7, maxNewTokens: 20 })
+   * console.log(text, seed)
+   * const texts = await session.generate(['And the people', 'The sea'], { maxNewTokens: 20, stop: '.' })
+   * console.log(texts.map(({ text }) => text))
+   * await session.dispose()
+   */
+  generate(prompt: Prompt, options?: GenerateOptions): Promise<GenerateResult>
+  generate(prompts: readonly Prompt[], options?: GenerateOptions): Promise<GenerateResult[]>
+
+  /**
+   * Gives the text of one prompt piece by piece, each piece as soon as it is final. If you leave the loop, generation
+   * stops.
+   *
+   * @param prompt text, or a list of messages
+   * @returns an async generator of the pieces. Its return value is the result
+   * @throws what `generate` throws, at the first step of the iteration
+   *
+   * @example
+   * const session = await openSession('models/union-3m')
+   * for await (const piece of session.stream('And the people', { maxNewTokens: 20 })) process.stdout.write(piece)
+   * await session.dispose()
+   */
+  stream(prompt: Prompt, options?: StreamOptions): AsyncGenerator<string, GenerateResult, undefined>
+
+  /**
+   * Gives each text, pair of texts or picture a label. If the model reads pictures, a string is the path of a file. It
+   * uses the head of the adapter, or else the head of the model. The result of a text does not depend on the other
+   * texts of the call. The names of the labels come from the adapter, or else from the model's config.json, or else
+   * they are LABEL_0, LABEL_1, …
+   *
+   * @returns one result for a single text, a list for a list
+   * @throws UnsupportedError when neither the adapter nor the model has a head for labels; MismatchError for an unknown
+   *   adapter, a tokenizer of another model, or when the numbers of labels and logits differ; ConfigError for an option
+   *   or a text that is not usable; FileError when the model has no tokenizer; DataError for a picture that cannot be
+   *   read; NumericError when the logits are not finite; StateError when the session is disposed
+   *
+   * @example
+   * const session = await openSession('tests/golden/text-classification/encoder', {
+   *   adapters: { mood: 'tests/golden/text-classification/encoder/golden/adapter-init' },
+   * })
+   * const { label, score } = await session.classify('The sea was calm.', { adapter: 'mood' })
+   * console.log(label, score)
+   * await session.dispose()
+   */
+  classify(input: ClassifyInput, options?: ClassifyOptions): Promise<Classification>
+  classify(inputs: readonly ClassifyInput[], options?: ClassifyOptions): Promise<Classification[]>
+
+  /**
+   * Gives each word of a text a tag, and finds the entities that the tags spell, such as names. A text is cut into
+   * words at spaces, and each punctuation mark is a word. To cut it in another way, give the words. The result of a
+   * text does not depend on the other texts of the call.
+   *
+   * @returns one result for a single text, a list for a list
+   * @throws UnsupportedError when neither the adapter nor the model has a head for tags; MismatchError for an unknown
+   *   adapter, a tokenizer of another model, or when the numbers of labels and logits differ; ConfigError for an option
+   *   or a text that is not usable; FileError when the model has no tokenizer; NumericError when the logits are not
+   *   finite; StateError when the session is disposed
+   *
+   * @example
+   * const session = await openSession('tests/golden/token-classification/distilbert')
+   * const { entities, words } = await session.tag('Captain Ahab saw Nantucket.')
+   * console.log(entities.map(({ label, text }) => `${label} ${text}`), words.length)
+   * await session.dispose()
+   */
+  tag(text: TextOrWords, options?: TagOptions): Promise<Tagging>
+  tag(texts: readonly TextOrWords[], options?: TagOptions): Promise<Tagging[]>
+
+  /**
+   * Makes a vector for each text. Texts with a similar meaning have similar vectors. The result of a text does not
+   * depend on the other texts of the call.
+   *
+   * @returns one vector for a single text, a list for a list
+   * @throws UnsupportedError when the graph gives no vectors of tokens, or the model combines them in a way that
+   *   lowrank does not know; MismatchError for an unknown adapter or a tokenizer of another model; ConfigError for an
+   *   option or a text that is not usable; FileError when the model has no tokenizer; NumericError when a vector is not
+   *   finite; StateError when the session is disposed
+   *
+   * @example
+   * const session = await openSession('tests/golden/text-classification/encoder')
+   * const [first, second] = await session.embed(['The sea was calm.', 'a good day'])
+   * console.log(first.reduce((sum, value, i) => sum + value * second[i], 0)) // the cosine
+   * await session.dispose()
+   */
+  embed(text: string, options?: EmbedOptions): Promise<Float32Array>
+  embed(texts: readonly string[], options?: EmbedOptions): Promise<Float32Array[]>
+
+  /**
+   * Waits for all started runs. Then it closes the session and its worker. Other calls throw StateError from then on.
+   */
+  dispose(): Promise<void>
+
+  /** `await using`: the same as dispose. */
+  [Symbol.asyncDispose](): Promise<void>
+}

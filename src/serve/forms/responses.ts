@@ -1,0 +1,182 @@
+// /v1/responses, as Open Responses describes it: a text and calls of functions, whole or as events. Nothing is stored.
+
+import { isObject } from '../../core/base/options.js'
+import type { MessageOfParts } from '../../model/text/chat.js'
+import { resolveSampling } from '../../run/generate/sampling.js'
+import { seconds } from '../adapters.js'
+import type { Fields } from '../fields.js'
+import { invalid } from '../http.js'
+import { type answer, chatRequest, finishReason, readerOf, type TextRequest } from '../texts.js'
+import type { AnswerPart, ToolCall } from '../tool-calls.js'
+
+/** Fields of a response → those of a chat. */
+export function responseRequest(fields: Fields, maxTokens: number): TextRequest {
+  const { input, instructions, tools, text, max_output_tokens: asked, tool_choice: choice, ...others } = fields
+  const items = typeof input === 'string' ? [{ role: 'user', content: input }] : (input as readonly Fields[])
+  const { format } = (text ?? {}) as { format?: Fields }
+  const chat = {
+    ...others,
+    messages: messagesOf(items),
+    tools: (tools as readonly Fields[] | undefined)?.map(({ type, ...described }) => ({ type, function: described })),
+    tool_choice: typeof choice === 'object' ? { type: 'function', function: choice } : choice,
+    max_completion_tokens: asked,
+    response_format: format?.type === 'json_schema' ? { type: format.type, json_schema: format } : format,
+  }
+  const request = chatRequest(chat, maxTokens, 'input')
+  if (instructions === undefined) return request
+  const [messages] = request.prompts as readonly MessageOfParts[][]
+  return { ...request, prompts: [[{ role: 'system', content: instructions as string }, ...messages]] }
+}
+
+/** Items → messages. Consecutive calls become one message. */
+function messagesOf(items: readonly Fields[]): Fields[] {
+  const messages: Fields[] = []
+  let calls: object[] | undefined
+  for (const [i, item] of items.entries()) {
+    const { type = 'message', role, content, call_id: id, name, arguments: json, output } = item
+    if (type === 'function_call') {
+      if (calls === undefined) {
+        calls = []
+        const last = messages.at(-1)
+        if (last?.role === 'assistant') messages[messages.length - 1] = { ...last, tool_calls: calls }
+        else messages.push({ role: 'assistant', tool_calls: calls })
+      }
+      calls.push({ id, type: 'function', function: { name, arguments: json } })
+      continue
+    }
+    calls = undefined
+    if (type === 'message') messages.push({ role, content: Array.isArray(content) ? content.map(partOf) : content })
+    else if (type === 'function_call_output') messages.push({ role: 'tool', tool_call_id: id, content: output })
+    else throw invalid(`input[${i}]`, `items of type ${type} are not read here`)
+  }
+  return messages
+}
+
+function partOf(part: unknown): unknown {
+  if (!isObject(part)) return part
+  if (part.type === 'input_image') return { type: 'image_url', image_url: { url: part.image_url } }
+  return part.type === 'input_text' || part.type === 'output_text' ? { type: 'text', text: part.text } : part
+}
+
+export const respond: typeof answer = async (session, request, asked) => {
+  const { fields, model, events, generate } = asked
+  const [id, messageId] = ['resp', 'msg'].map((kind) => `${kind}_${crypto.randomUUID()}`)
+  const created = seconds()
+  const { temperature, topP } = resolveSampling(request.options, session.model.generationConfig)
+  const resource = (status: string, output: readonly object[], usage: object | null = null) => ({
+    ...ECHOED,
+    temperature,
+    top_p: topP,
+    ...Object.fromEntries(Object.entries(fields).filter(([name]) => Object.hasOwn(ECHOED, name))),
+    ...(fields.tools !== undefined && { tools: (fields.tools as object[]).map((tool) => ({ ...TOOL, ...tool })) }),
+    id,
+    object: 'response',
+    created_at: created,
+    completed_at: status === 'completed' ? seconds() : null,
+    status,
+    model,
+    output,
+    incomplete_details: status === 'incomplete' ? { reason: 'max_output_tokens' } : null,
+    usage,
+  })
+  let sequence = 0
+  const event = (type: string, more: object) => events?.send({ type, sequence_number: sequence++, ...more })
+  const part = (text: string) => ({ type: 'output_text', text, annotations: [], logprobs: [] })
+  const message = (status: string, content: readonly object[]) => {
+    return { type: 'message', id: messageId, status, role: 'assistant', content }
+  }
+  const reader = readerOf(request)
+  const place = { item_id: messageId, output_index: 0, content_index: 0 }
+  const output: object[] = []
+  let isWriting = false
+  let openCall: { readonly item_id: string; readonly output_index: number } | undefined
+  let closedCalls = 0
+  const itemOf = (id: string, { id: callId, function: called }: ToolCall, status: string) => {
+    return { type: 'function_call', id, call_id: callId, ...called, status }
+  }
+  const close = (status: string) => {
+    if (isWriting) {
+      const item = message(status, [part(reader.content)])
+      event('response.output_text.done', { ...place, text: reader.content, logprobs: [] })
+      event('response.content_part.done', { ...place, part: part(reader.content) })
+      event('response.output_item.done', { output_index: 0, item })
+      output.push(item)
+      isWriting = false
+    } else if (openCall !== undefined) {
+      const call = reader.calls[closedCalls++]
+      const { name, arguments: written } = call.function
+      const item = itemOf(openCall.item_id, call, status)
+      event('response.function_call_arguments.done', { ...openCall, name, arguments: written })
+      event('response.output_item.done', { output_index: openCall.output_index, item })
+      output.push(item)
+      openCall = undefined
+    }
+  }
+  const send = (parts: readonly AnswerPart[]) => {
+    if (sequence === 0) {
+      event('response.created', { response: resource('in_progress', []) })
+      event('response.in_progress', { response: resource('in_progress', []) })
+    }
+    for (const written of parts) {
+      // Text after a call is left out, because no item would hold it.
+      if (written.type === 'text' && (isWriting || (output.length === 0 && openCall === undefined))) {
+        if (!isWriting) {
+          event('response.output_item.added', { output_index: 0, item: message('in_progress', []) })
+          event('response.content_part.added', { ...place, part: part('') })
+        }
+        isWriting = true
+        event('response.output_text.delta', { ...place, delta: written.text, logprobs: [] })
+      } else if (written.type === 'call') {
+        close('completed')
+        openCall = { item_id: `fc_${crypto.randomUUID()}`, output_index: output.length }
+        const { id: callId, name } = written
+        const call = { id: callId, type: 'function', function: { name, arguments: '' } } as const
+        const item = itemOf(openCall.item_id, call, 'in_progress')
+        event('response.output_item.added', { output_index: openCall.output_index, item })
+      } else if (written.type === 'arguments') {
+        event('response.function_call_arguments.delta', { ...openCall, delta: written.text })
+      }
+    }
+  }
+  const [result] = await generate((piece) => send(reader.read(piece)))
+  send(reader.end(result.text))
+  const status = finishReason(result) === 'length' ? 'incomplete' : 'completed'
+  close(status)
+  const { promptTokens, cachedTokens, tokenIds } = result
+  const body = resource(status, output, {
+    input_tokens: promptTokens,
+    input_tokens_details: { cached_tokens: cachedTokens, cache_write_tokens: 0 },
+    output_tokens: tokenIds.length,
+    output_tokens_details: { reasoning_tokens: 0 },
+    total_tokens: promptTokens + tokenIds.length,
+  })
+  event(`response.${status}`, { response: body })
+  return { body, promptTokens, cachedTokens, newTokens: tokenIds.length }
+}
+
+/** Settings that an answer repeats. These are the defaults if the request leaves them out. */
+const ECHOED = {
+  background: false,
+  error: null,
+  frequency_penalty: 0,
+  instructions: null,
+  max_output_tokens: null,
+  max_tool_calls: null,
+  metadata: {},
+  parallel_tool_calls: true,
+  presence_penalty: 0,
+  previous_response_id: null,
+  prompt_cache_key: null,
+  reasoning: null,
+  safety_identifier: null,
+  service_tier: 'default',
+  store: false,
+  text: { format: { type: 'text' } },
+  tool_choice: 'auto',
+  tools: [],
+  top_logprobs: 0,
+  truncation: 'disabled',
+  user: null,
+}
+
+const TOOL = { description: null, parameters: null, strict: null }

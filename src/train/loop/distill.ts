@@ -1,0 +1,243 @@
+// Distillation on the student's own texts (Agarwal et al. 2024, arXiv 2306.13649), as in TRL 1.16: the student writes,
+// and a teacher says how it would have gone on. A local teacher gives its whole distribution (DistillationTrainer), a
+// server only the probability of each token (ServerDistillationTrainer).
+
+import { ConfigError, MismatchError, RuntimeError } from '../../core/base/errors.js'
+import { checkOptions } from '../../core/base/options.js'
+import { postJson } from '../../core/base/post-json.js'
+import { LoraAdapter } from '../../lora/adapter.js'
+import { roundUp } from '../../model/inputs/token-batch.js'
+import { type Model, requireTokenizer } from '../../model/model-folder.js'
+import { type Example, IGNORED } from '../../model/text/records.js'
+import { readGraph } from '../../onnx/view/graph.js'
+import { checkTrainableForm } from '../graph/trainable-form.js'
+import type { TeacherServer, TrainInput, TrainResult } from '../options.js'
+import { batchOf, planEvaluation } from '../rows/batches.js'
+import { resolveSettings } from '../settings.js'
+import { TaskTrainer } from '../task-trainer.js'
+import { causalLm } from '../tasks/causal-lm.js'
+import { DistilledTokens, TeacherTokens } from '../tasks/distilled-tokens.js'
+import type { RunContext } from '../train.js'
+import { DISTILL_OPTIONS } from './gen/options.js'
+import type { LossFunction } from './losses.js'
+import { type PromptRow, trainOnPrompts } from './prompts.js'
+import type { Trainer } from './trainer.js'
+import type { Sample } from './trainer-options.js'
+
+/** Settings of `train` with the task `distill`, with the names and defaults of TRL's DistillationConfig. */
+export interface DistillOptions {
+  /**
+   * Which divergence: 0 is the forward KL, KL(teacher ‖ student), 1 the reverse KL, and a number in between the
+   * divergence of Jensen and Shannon. With a server as teacher it must be 1.
+   * @range a number in [0, 1]
+   * @default 1
+   */
+  readonly beta?: number | undefined
+  /**
+   * The temperature of sampling and of both distributions. With a server as teacher it must be 1.
+   * @range a finite number above 0
+   * @default 1
+   */
+  readonly temperature?: number | undefined
+  /**
+   * Most tokens of a text.
+   * @range an integer of at least 1
+   * @default 512
+   */
+  readonly maxCompletionLength?: number | undefined
+  /**
+   * Samples from the fewest likely tokens whose probabilities sum to this.
+   * @range a number in (0, 1]
+   * @default 1
+   */
+  readonly topP?: number | undefined
+  /**
+   * Samples from this many of the likeliest tokens. 0 samples from all.
+   * @range an integer of at least 0
+   * @default 0
+   */
+  readonly topK?: number | undefined
+  /** The name of the teacher, if it is a server. */
+  readonly teacherModel?: string | undefined
+  /** The API key of the teacher, if it is a server that asks for one. */
+  readonly teacherKey?: string | undefined
+}
+
+export async function distill(given: TrainInput, context: RunContext): Promise<TrainResult> {
+  const { teacher, model } = given
+  const options = { ...(given.taskOptions as DistillOptions) }
+  checkOptions(options, 'the task distill', DISTILL_OPTIONS)
+  if (teacher === undefined) {
+    throw new ConfigError({
+      where: 'teacher',
+      what: 'missing: the task distill learns from another model',
+      hint: "Give a model, or the address of a server with OpenAI's API up to /v1, as `teacher`",
+    })
+  }
+  const { beta = 1, temperature = 1, maxCompletionLength = 512, topP = 1, topK = 0 } = options
+  const { teacherKey: _, ...others } = options
+  const taskOptions = { ...others, teacher: 'url' in teacher ? teacher.url : teacher.directory.name }
+  const { batchSize, threads } = resolveSettings(given)
+  const limits = { maxNewTokens: maxCompletionLength, temperature, topP, topK: topK || Number.POSITIVE_INFINITY }
+  const about = { name: 'distill', taskOptions, rateShare: 1, textsPerPrompt: 1, iterations: 1, batchSize } as const
+  const textsOf = async (trainer: Trainer, rows: readonly PromptRow[], seed: number) => {
+    const prompts = rows.map(({ prompt }) => prompt)
+    return (await trainer.sample(prompts, { ...limits, seed })).flat()
+  }
+  if ('url' in teacher) {
+    if (beta !== 1) throw serverOnly('beta', beta)
+    if (temperature !== 1) throw serverOnly('temperature', temperature)
+    const server = await openServer(teacher, options, model)
+    return trainOnPrompts(given, context, {
+      ...about,
+      write: async (trainer, rows, seed) => {
+        const samples = await textsOf(trainer, rows, seed)
+        const reference = await Promise.all(samples.map(({ ids }) => server.logprobs(ids)))
+        return { samples: samples.map((sample, i) => ({ ...sample, reference: reference[i] })) }
+      },
+      learn: (trainer, { samples }) => trainer.learnFromSamples(samples, sampledDivergence, temperature),
+    })
+  }
+  if (options.teacherModel !== undefined) {
+    throw new ConfigError({ where: 'teacherModel', what: 'only if the teacher is a server' })
+  }
+  const local = await openTeacher(teacher, model, { temperature, batchSize, threads })
+  try {
+    return await trainOnPrompts(given, context, {
+      ...about,
+      task: new DistilledTokens(model, temperature, beta, local.teach),
+      write: async (trainer, rows, seed) => ({ samples: await textsOf(trainer, rows, seed) }),
+      async learn({ inner }, { samples }) {
+        const examples = samples.map(exampleOf)
+        const limit = model.contextLength ?? Number.POSITIVE_INFINITY
+        const lengths = examples.map(({ inputIds }) => inputIds.length)
+        const plans = planEvaluation(lengths, { batchSize, limit })
+        return { loss: await inner.forwardBackward(plans.map((plan) => batchOf(examples, plan))) }
+      },
+    })
+  } finally {
+    await local.close()
+  }
+}
+
+function exampleOf({ ids, weights }: Pick<Sample, 'ids' | 'weights'>): Example {
+  return { inputIds: ids, labels: ids.map((id, i) => (weights[i] === 0 ? IGNORED : id)) }
+}
+
+/** Opens a local teacher. It scores each batch just before the student learns from it. */
+export async function openTeacher(
+  teacher: Model,
+  student: Model,
+  { temperature, ...given }: { temperature: number; batchSize?: number | undefined; threads?: number | undefined },
+) {
+  causalLm.check(teacher)
+  checkTrainableForm(readGraph(teacher.onnx))
+  checkTokenizers(teacher, student)
+  const open = new TeacherTokens(teacher, temperature)
+  const adapter = new LoraAdapter({ targetModules: [] })
+  const settings = { ...resolveSettings(given), evalEvery: 1 }
+  const trainer = await TaskTrainer.open({ model: teacher, open, adapter, modules: undefined, settings }, false)
+  await trainer.start()
+  return {
+    async teach(examples: readonly Example[]): Promise<Float32Array> {
+      const length = roundUp(Math.max(...examples.map(({ inputIds }) => inputIds.length)))
+      const { outputs } = await trainer.forward({ examples, length })
+      const { loss: _, ...predicted } = outputs
+      return Object.values(predicted)[0].data as Float32Array
+    },
+    close: () => trainer.close(),
+  }
+}
+
+const PROBED = 64
+const PROBE = 'The quick brown fox jumps over 12345 lazy dogs, déjà vu: f(x) = {"key": [1, 2]}\n\tEnd. 日本語 🙂'
+
+function checkTokenizers(teacher: Model, student: Model): void {
+  const sizes = [student.vocabularySize, teacher.vocabularySize]
+  const [ours, theirs] = [student, teacher].map((model) => {
+    const tokenizer = requireTokenizer(model)
+    const { tokens } = tokenizer.vocabulary(model.vocabularySize ?? 0) ?? {}
+    return JSON.stringify([tokenizer.encode(PROBE), tokens])
+  })
+  if (ours === theirs && sizes[0] === sizes[1]) return
+  throw otherTokenizer(teacher.directory.name, student, sizes[0] === sizes[1] ? undefined : sizes.join(' and '))
+}
+
+function otherTokenizer(teacher: string, student: Model, got?: string): MismatchError {
+  return new MismatchError({
+    where: 'teacher',
+    what: `${teacher} has another tokenizer than ${student.directory.name}, so its probabilities are of other tokens`,
+    ...(got !== undefined && { expected: 'equal numbers of tokens', got }),
+    hint: 'Take a teacher of the same family, or train on texts that it has written',
+  })
+}
+
+function serverOnly(where: string, got: number): ConfigError {
+  return new ConfigError({
+    where,
+    what: 'a server tells the probability of each token at temperature 1, not its whole distribution',
+    expected: '1 with a server as teacher, or a model as `teacher`',
+    got: String(got),
+  })
+}
+
+/**
+ * For each token, KL(student ‖ teacher) over two outcomes: the sampled token, and any other. This is TRL's
+ * `loss_top_k=1` with `loss_add_tail`. `reference` holds the teacher's log-probabilities.
+ */
+export const sampledDivergence: LossFunction = (rows) => {
+  const count = rows.reduce((sum, { logprobs }) => sum + logprobs.length, 0)
+  let loss = 0
+  const gradients = rows.map(({ logprobs, reference }) => {
+    return logprobs.map((logprob, i) => {
+      const [student, teacher] = [Math.min(logprob, MOST), Math.min(reference![i], MOST)]
+      const p = Math.exp(student)
+      const [rest, restOfTeacher] = [Math.log(-Math.expm1(student)), Math.log(-Math.expm1(teacher))]
+      loss += (p * (student - teacher) + (1 - p) * (rest - restOfTeacher)) / count
+      return logprob > MOST ? 0 : (p * (student - teacher - rest + restOfTeacher)) / count
+    })
+  })
+  return { loss, gradients }
+}
+
+/** The largest log-probability of a token: like TRL, keep a little probability for all others. */
+const MOST = -1e-7
+
+async function openServer({ url }: TeacherServer, options: DistillOptions, student: Model) {
+  const { teacherModel: model, teacherKey: key } = options
+  if (model === undefined) {
+    throw new ConfigError({ where: 'teacherModel', what: 'missing: the name of the model at the server that teaches' })
+  }
+  const scoresOf = async (prompt: readonly number[]) => {
+    const body = { model, prompt, max_tokens: 0, echo: true, logprobs: 1 }
+    const answer = await postJson(`${url}/completions`, body, { key, what: 'the teacher does not answer' })
+    const { choices } = answer as {
+      choices?: { logprobs?: { tokens: string[]; token_logprobs: (number | null)[] } | null }[]
+    }
+    const logprobs = choices?.[0]?.logprobs
+    if (Array.isArray(logprobs?.tokens) && Array.isArray(logprobs.token_logprobs)) return logprobs
+    throw new RuntimeError({
+      where: url,
+      what: 'the teacher gives no log-probabilities of a prompt',
+      expected: 'a server that knows `echo` with `logprobs`, such as lowrank serve or vLLM',
+    })
+  }
+  const tokenizer = requireTokenizer(student)
+  const { vocabularySize = 0 } = student
+  // Send token ids, of a text and from all over the vocabulary, and compare the tokens that the server names. Servers
+  // spell special tokens and parts of characters in their own ways, so only plain tokens are compared.
+  const others = Array.from({ length: PROBED }, (_, i) => Math.floor((i * vocabularySize) / PROBED))
+  const texts = [...tokenizer.encode(PROBE), ...others].map((id) => ({ id, text: tokenizer.decode([id]) }))
+  const plain = texts.filter(({ text }) => /^[\x20-\x7e]+$/.test(text))
+  const { tokens } = await scoresOf(plain.map(({ id }) => id))
+  if (tokens.length !== plain.length || !plain.every(({ text }, i) => text === tokens[i])) {
+    throw otherTokenizer(`${model} at ${url}`, student)
+  }
+  return {
+    async logprobs(ids: ArrayLike<number>): Promise<Float32Array> {
+      const { token_logprobs: found } = await scoresOf(Array.from(ids))
+      if (found.length !== ids.length) throw otherTokenizer(`${model} at ${url}`, student)
+      return Float32Array.from(found, (value) => value ?? 0)
+    },
+  }
+}

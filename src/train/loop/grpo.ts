@@ -1,0 +1,135 @@
+// Training from rewards: the model writes several texts for each prompt, functions judge them, and texts that are
+// better than the rest of their group become more probable.
+
+import { ConfigError } from '../../core/base/errors.js'
+import { checkOptions } from '../../core/base/options.js'
+import type { TrainInput, TrainResult } from '../options.js'
+import { endReward, judgeText } from '../rewards.js'
+import type { RunContext } from '../train.js'
+import type { RewardMetrics } from '../train-report.js'
+import { GRPO_OPTIONS } from './gen/options.js'
+import { advantagesOf, deviationOf, type GrpoOptions, grpoLoss, meanOf } from './grpo-loss.js'
+import { type PromptRow, trainOnPrompts, type Written } from './prompts.js'
+import type { Trainer } from './trainer.js'
+import type { Sample } from './trainer-options.js'
+import { takeTurns } from './turns.js'
+
+/** A reward says less than a target, so the default learning rate is this share of the usual one. */
+export const RATE_SHARE = 0.5
+
+interface Generation extends Written {
+  readonly rewards: RewardMetrics
+  readonly examples: readonly Sample[]
+}
+
+export async function trainOnRewards(given: TrainInput, context: RunContext): Promise<TrainResult> {
+  const { rewards = [] } = given
+  const options = checkRewards(given)
+  const { temperature = 1, beta = 0, numGenerations = 8, numIterations = 1 } = options
+  const loss = grpoLoss(options)
+  try {
+    return await trainOnPrompts(given, context, {
+      ...{ name: 'grpo', taskOptions: { ...options }, rateShare: RATE_SHARE },
+      ...{ textsPerPrompt: numGenerations, iterations: numIterations },
+      async write(trainer, rows, seed) {
+        const generation = await generate(trainer, rows, given, options, seed)
+        if (beta === 0) return generation
+        const reference = await trainer.logprobs(generation.samples, { temperature, reference: true })
+        const examples = generation.examples.map((example, i) => ({ ...example, reference: reference[i] }))
+        return { ...generation, examples }
+      },
+      learn: (trainer, { examples }, isFirst) =>
+        isFirst
+          ? trainer.learnFromSamples(examples, loss, temperature)
+          : trainer.forwardBackward(examples, { loss, temperature }),
+    })
+  } finally {
+    for (const reward of rewards) endReward(reward)
+  }
+}
+
+export function checkRewards(given: TrainInput): GrpoOptions {
+  const { rewards = [] } = given
+  const options = { ...(given.taskOptions as GrpoOptions) }
+  checkOptions(options, 'the task grpo', GRPO_OPTIONS)
+  if (rewards.length === 0) {
+    throw new ConfigError({
+      where: 'rewards',
+      what: 'missing: the task grpo learns from functions that judge texts',
+      hint: 'Give functions, or the path of a module that exports them, as `rewards`',
+    })
+  }
+  const names = rewards.map(({ name }) => name)
+  const misnamed = Object.keys(options.rewardWeights ?? {}).find((name) => !names.includes(name))
+  if (misnamed !== undefined) {
+    throw new ConfigError({
+      where: `rewardWeights.${misnamed}`,
+      what: 'there is no such reward',
+      expected: names.join(', '),
+    })
+  }
+  return options
+}
+
+async function generate(
+  trainer: Trainer,
+  rows: readonly PromptRow[],
+  { rewards = [], onTurn, chatTemplate, chatTemplateArgs }: TrainInput,
+  options: GrpoOptions,
+  seed: number,
+): Promise<Generation> {
+  const { numGenerations: n = 8, maxCompletionLength = 512, temperature = 1, topP = 1 } = options
+  const { scaleRewards = 'group', maskTruncatedCompletions = false, rewardSeconds = 60 } = options
+  const weights = rewards.map(({ name }) => options.rewardWeights?.[name] ?? 1)
+  const prompts = rows.map(({ prompt }) => prompt)
+  const groups = await trainer.sample(prompts, { n, maxNewTokens: maxCompletionLength, temperature, topP, seed })
+  const about = rows.flatMap(({ text: prompt, messages, answer, row }) => {
+    return Array.from({ length: n }, () => ({ prompt, messages, answer, row }))
+  })
+  const turnOptions = { maxTokens: maxCompletionLength, temperature, topP, seed, seconds: rewardSeconds }
+  const all = await takeTurns(trainer, groups.flat(), about, onTurn, { ...turnOptions, chatTemplate, chatTemplateArgs })
+  const samples = all.map(({ sample }) => sample)
+  const values = await Promise.all(
+    all.map(({ sample, turns }, i) => {
+      return judgeText(rewards, { ...about[i], text: sample.text, tokens: lengthOf(sample), turns }, rewardSeconds)
+    }),
+  )
+  const judged = rows.map((_, i) => values.slice(i * n, (i + 1) * n))
+  const sumOf = (values: readonly number[]) => {
+    if (values.every(Number.isNaN)) return Number.NaN
+    return values.reduce((sum, value, i) => sum + (Number.isNaN(value) ? 0 : weights[i] * value), 0)
+  }
+  const totals = judged.map((group) => group.map(sumOf))
+  const advantages = advantagesOf(totals, scaleRewards).flat()
+  const isCut = samples.map(({ finish }) => finish === 'max-new-tokens' || finish === 'context')
+  // If all texts are cut, masking them would leave no target to run. Without an advantage they change nothing either.
+  const masks = maskTruncatedCompletions && !isCut.every(Boolean)
+  const examples = samples.map((sample, i) => ({
+    ...sample,
+    advantages: maskTruncatedCompletions && isCut[i] ? 0 : advantages[i],
+    ...(masks && isCut[i] && { weights: new Float32Array(sample.ids.length) }),
+  }))
+  const deviations = totals.map(deviationOf)
+  const byFunction = rewards.map((reward, i) => {
+    return [reward.name || `reward ${i + 1}`, meanOf(judged.flat().map((values) => values[i]))] as const
+  })
+  return {
+    samples,
+    examples,
+    rewards: {
+      reward: meanOf(totals.flat()),
+      deviation: meanOf(deviations),
+      byFunction: Object.fromEntries(byFunction),
+      length: meanOf(samples.map(lengthOf)),
+      cut: meanOf(isCut.map(Number)),
+      withoutSignal: meanOf(deviations.map((deviation) => Number(!(deviation > 1e-8)))),
+      distinct: new Set(samples.map(({ text }) => text)).size / samples.length,
+      prompts: rows.map(({ text }) => text).slice(0, 1),
+    },
+  }
+}
+
+/** Tokens that the model wrote. */
+function lengthOf({ weights }: Sample): number {
+  return weights.reduce((sum, weight) => sum + weight, 0)
+}

@@ -1,0 +1,34 @@
+// Made by scripts/generate/options.mjs from the types. Do not edit.
+
+import { type OptionTable, ranged, oneOf, anyOf } from '../../../core/base/options.js'
+import { CLASS_WEIGHTS, TAG_NAMES } from '../task-values.js'
+
+export const DPO_OPTIONS: OptionTable = {
+  beta: ranged('a finite number above 0'),
+  labelSmoothing: ranged('a number in [0, 0.5)'),
+}
+
+export const EMBEDDING_OPTIONS: OptionTable = {
+  loss: oneOf('in-batch', 'cosine', 'triplet'),
+  temperature: ranged('a finite number above 0'),
+  margin: ranged('a finite number above 0'),
+}
+
+export const KTO_OPTIONS: OptionTable = {
+  desirableWeight: ranged('a finite number above 0'),
+  undesirableWeight: ranged('a finite number above 0'),
+  beta: ranged('a finite number above 0'),
+}
+
+export const LABEL_OPTIONS: OptionTable = {
+  problemType: anyOf(oneOf('single_label_classification', 'regression'), oneOf('multi_label_classification')),
+  classWeights: CLASS_WEIGHTS,
+  labelSmoothing: ranged('a number in [0, 1)'),
+}
+
+export const TAG_OPTIONS: OptionTable = {
+  tagNames: TAG_NAMES,
+  classWeights: CLASS_WEIGHTS,
+  labelSmoothing: ranged('a number in [0, 1)'),
+}
+

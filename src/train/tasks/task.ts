@@ -1,0 +1,195 @@
+// A task: everything that differs between tasks, from rows of data to losses, metrics, help texts and model cards.
+
+import type { OptionTable } from '../../core/base/options.js'
+import type { DecodeImage, ImageSource } from '../../model/images/image.js'
+import type { Model } from '../../model/model-folder.js'
+import type { MessageOfParts } from '../../model/text/chat.js'
+import type { ChatTemplate } from '../../model/text/template.js'
+import type { Feeds, RuntimeTensor } from '../../onnx/runtime/runtime.js'
+import type { Objective } from '../graph/objective-graph.js'
+import type { ProblemType } from './labels/label-problems.js'
+import type { PictureEncoder } from './pictures/encoder.js'
+import type { HeadOptions, TrainedHead } from './trained-head.js'
+
+/** The model and the limits that a row is encoded for. */
+export interface EncodeContext {
+  readonly model: Model
+  /** Most tokens of an example; may be infinite. */
+  readonly maxLength: number
+  /** True if the caller asked for that limit, so that longer texts are cut. */
+  readonly isLimited?: boolean | undefined
+  /** The model's chat template, or undefined if it has none. Throws FormatError if the template cannot be used. */
+  chatTemplate(): ChatTemplate | undefined
+  readonly chatTemplateArgs: Readonly<Record<string, unknown>> | undefined
+  readonly decodeImage?: DecodeImage | undefined
+  /** Reads pictures beside texts; undefined for a model without a vision encoder. */
+  readonly pictures?: PictureEncoder | undefined
+}
+
+/** Examples in order: an array, or a more compact store with the same members. */
+export interface Examples<Example> extends Iterable<Example> {
+  readonly length: number
+  /** {@link OpenTask.cost} of each, if known without reading the examples. */
+  readonly costs?: Int32Array
+  at(index: number): Example | undefined
+  /** Stores two numbers that the model gave for the example before training, as its `before`. */
+  mark?(index: number, before: readonly [number, number]): void
+}
+
+export interface Encoded<Example> {
+  /** The examples, usually one. Empty if no target is left. */
+  readonly examples: readonly Example[]
+  readonly isTruncated: boolean
+  /** Parts of the row that are not learned, each as the end of a sentence: "3 of 10 records …". */
+  readonly notes?: readonly string[]
+}
+
+/** A prompt with its pictures, and the answer that is wanted. */
+export interface Question {
+  readonly prompt: string | readonly MessageOfParts[]
+  readonly answer: string
+  readonly images?: readonly ImageSource[] | undefined
+}
+
+/** How adapters of a task are run: what the model card and the command line show. */
+export interface TaskUse {
+  /** lowrank's command, its option for the input, and an input to try; undefined if no command runs them. */
+  readonly command?: readonly [name: string, option: string, input: string]
+  /** The Hub's name of the task, which transformers.js's pipelines have too. */
+  readonly pipeline: string
+  /** The class of transformers that loads the base. */
+  readonly autoClass: string
+  /** True if transformers.js can run these adapters only after they are merged. */
+  readonly onlyMerged?: boolean
+  readonly tags?: readonly string[]
+}
+
+/** Facts about a task for help texts, model cards and the page. */
+export interface TaskFacts {
+  /** The task's name for users, such as causal-lm. */
+  readonly name: string
+  /** What adapters of the task learn, such as "to continue texts". */
+  readonly learns: string
+  /** A sample record of each form. Data with these fields is taken for this task. */
+  readonly records: readonly Readonly<Record<string, unknown>>[]
+  readonly use: TaskUse
+  /** How the page offers it; undefined if the page cannot show the result. */
+  readonly page?: {
+    /** A sentence: "The adapter will learn labels for texts." */
+    readonly lesson: string
+    readonly unit: 'tokens' | 'pictures'
+    readonly settings: { readonly maxSteps: number; readonly learningRate: number; readonly batchSize: number }
+  }
+  /**
+   * The task's own default of the highest learning rate, for which the LoRA+ ratio is 16 by default. If undefined, the
+   * rate is derived from the model's width, and the ratio is 1. docs/learning.md has the measurements.
+   */
+  readonly learningRate?: number
+}
+
+/** A task: one file of this folder, and one line in the table of tasks.ts. */
+export interface Task<Row = unknown, Example = unknown, Options extends object = Record<string, unknown>>
+  extends TaskFacts {
+  /** PEFT's task_type in adapter_config.json; undefined if PEFT has none for this task. */
+  readonly peftType: string | undefined
+  /** The default learning rate, which follows from the model's width, is multiplied by this factor. Default 1. */
+  readonly rateShare?: number
+  /** Metrics that, like the loss, should be low. */
+  readonly lowerIsBetter?: readonly string[]
+  /** Options that only this task takes. */
+  readonly options?: OptionTable
+  /** Throws UnsupportedError, before any data is read, if the model does not suit the task. */
+  check(model: Model): void
+  /** The fields of a row that are read, if not those of `records` alone. */
+  reads?(row: Readonly<Record<string, unknown>>): readonly string[]
+  /** Reads a row of data. Throws DataError if fields are missing or wrong. */
+  parse(row: unknown, where: string): Row
+  /** Reads the files that a row names. */
+  load?(row: Row, context: EncodeContext): Promise<Row>
+  /** Makes examples of a row. Throws FormatError, MismatchError or ConfigError if the tokenizer cannot be used. */
+  encode(row: Row, context: EncodeContext): Encoded<Example>
+  /** For tasks that write texts: the row's prompt and the wanted answer; undefined if it has no question. */
+  question?(row: Row, context: EncodeContext): Question | undefined
+  /** For previews: an example's tokens, which of them are targets, and its label if it has one. */
+  tokens?(example: Example): { readonly ids: Int32Array; counts(index: number): boolean; readonly label?: string }
+  /** How to write samples with the graph of an evaluation, token by token, for tasks that write texts. */
+  readonly writing?: {
+    /** The tokens of a prompt; if `isChat`, of a question within the chat template. */
+    prompt(text: string, context: EncodeContext, isChat: boolean): readonly number[]
+    /** An example whose only target is the token after these. */
+    next(ids: readonly number[]): Example
+    /** The most likely token of each example, from the outputs of {@link Objective.forward}. */
+    chosen(outputs: Readonly<Record<string, RuntimeTensor>>): number[]
+  }
+  /** Packs short examples together, at most `length` tokens each, for tasks that can keep them apart. */
+  pack?(examples: Examples<Example>, length: number): Examples<Example>
+  /**
+   * Fixes what depends on the training examples, such as the labels. Throws DataError if they do not fit together, and
+   * ConfigError if the options do not fit them.
+   */
+  open(model: Model, examples: Examples<Example>, options?: Options, heads?: HeadOptions): OpenTask<Example>
+}
+
+/** One run of a step's first pass: its examples, and the outputs of {@link Objective.forward}. */
+export interface StepRun<Example> {
+  readonly outputs: Readonly<Record<string, RuntimeTensor>>
+  readonly examples: readonly Example[]
+}
+
+/** A task for one model and one set of examples. */
+export interface OpenTask<Example = unknown> extends Objective {
+  /** The head, if the task trains one besides the adapter. */
+  readonly head?: TrainedHead
+  /** Names of the logits, in order. */
+  readonly labels?: readonly string[]
+  /** The kind of labels, in transformers' words. */
+  readonly problemType?: ProblemType
+  /** Warnings about the examples, before they are trained on. */
+  readonly warnings?: readonly string[]
+  /**
+   * How adapters of this model are run if PEFT's class for the task's type cannot run them. Their folder then has no
+   * type, so that PEFT uses its plain class.
+   */
+  readonly plainUse?: TaskUse | undefined
+  /** Throws DataError for an evaluation example whose target the training data does not have. */
+  checkEvaluation?(example: Example): void
+  /** Rows of a run for each example. Default 1. */
+  readonly rowsOfExample?: number
+  /**
+   * True if an example is compared with its neighbors in the data: batches then keep the order of the data and have at
+   * least two examples. Default false.
+   */
+  readonly needsNeighbors?: boolean
+  /** Tokens of an example. Examples of similar cost run together. */
+  cost(example: Example): number
+  /** Reads what {@link collate} needs for these examples, and drops what earlier examples needed. */
+  prepare?(examples: readonly Example[]): Promise<void>
+  /** Makes the feeds of one run, including the targets. `length` is the padded length: at least the largest cost. */
+  collate(examples: readonly Example[], length: number): Feeds
+  /** The divisor of the examples' loss. The runs of a step add up their divisors, so accumulation changes no result. */
+  normalizer(examples: readonly Example[]): number
+  /**
+   * Computes the loss of a whole step, for tasks that compare examples of different runs. The step then takes two
+   * passes. Returns the mean over the examples, and the gradients to feed to each run.
+   */
+  stepLoss?(runs: readonly StepRun<Example>[]): { readonly loss: number; readonly feeds: readonly Feeds[] }
+  /**
+   * For a loss that compares with the model before training: returns two numbers per example, from the outputs of
+   * {@link Objective.forward} at that time. Examples have them as `before` when their loss is computed.
+   */
+  reference?(outputs: Readonly<Record<string, RuntimeTensor>>): (readonly [number, number])[]
+  /** The prediction for each example of a run without gradients, from the outputs of {@link Objective.forward}. */
+  predict(outputs: Readonly<Record<string, RuntimeTensor>>, examples: readonly Example[]): unknown[]
+  /** The loss of each example, from {@link predict}. Without this, an evaluation runs examples one at a time for it. */
+  exampleLosses?(predictions: readonly unknown[]): number[]
+  /** The values per example of metrics that are means over the examples. */
+  values?(predictions: readonly unknown[]): Record<string, readonly number[]>
+  metrics(result: Evaluated<Example>): Record<string, number>
+}
+
+/** The loss over all examples of an evaluation, and the prediction for each. */
+export interface Evaluated<Example> {
+  readonly loss: number
+  readonly examples: readonly Example[]
+  readonly predictions: readonly unknown[]
+}
