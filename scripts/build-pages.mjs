@@ -1,5 +1,5 @@
 // Builds the pages that the package carries, each to a module with its text:
-// - web/report → src/api/report/gen/template.ts: one file with its script and style inside, and places for title and data
+// - web/report → src/api/report/gen/template.ts: one file with script and style inside, and places for title and data
 // - web/chat → src/serve/gen/chat-page.ts: the files of the server's page
 // With --check, only says whether the committed modules are up to date.
 import { createHash } from 'node:crypto'

@@ -1,5 +1,5 @@
-// Compiles kernels-asm/ to WebAssembly, and embeds the bytes in src/core/kernels/gen/. With --check it writes nothing, and
-// fails if the embedded bytes differ from those of the sources.
+// Compiles kernels-asm/ to WebAssembly, and embeds the bytes in src/core/kernels/gen/. With --check it writes nothing,
+// and fails if the embedded bytes differ from those of the sources.
 import { readFileSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -42,7 +42,7 @@ for (const entry of MODULES) {
   console.log(`${entry}: ${bytes.length} bytes`)
   // Repeated bytes stay repeated in hexadecimal: gzipped, a bundle takes half as much as with base64.
   const hex = Buffer.from(bytes).toString('hex')
-  const path = join(root, 'src', 'kernels', 'gen', `${entry}.ts`)
+  const path = join(root, 'src', 'core', 'kernels', 'gen', `${entry}.ts`)
   const text = `// Generated from kernels-asm/${entry}.ts by scripts/build-wasm.mjs.\nexport const ${entry}Module = '${hex}'\n`
   if (!isCheck) writeFileSync(path, text)
   else if (text !== readFileSync(path, 'utf8')) {

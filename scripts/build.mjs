@@ -1,7 +1,7 @@
 // Compiles src/ to dist/. Also makes dist/browser.js, the whole entry for browsers in a single module for pages without
-// a bundler, and dist/app/cli/bundle.js, the whole command line in a single module, which loads faster than hundreds. If
-// neither the sources nor dist/ have changed since the last build, nothing is done. If only sources have changed, only
-// their modules are written, and modules without a source are removed. Otherwise dist/ is made again from nothing.
+// a bundler, and dist/app/cli/bundle.js, the whole command line in a single module, which loads faster than hundreds.
+// If neither the sources nor dist/ have changed since the last build, nothing is done. If only sources have changed,
+// only their modules are written, and modules without a source are removed. Otherwise dist/ is made again from nothing.
 import { execFileSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -60,7 +60,7 @@ if (isUntouched) {
 }
 const args = ['--incremental', '--tsBuildInfoFile', COMPILED]
 execFileSync(process.execPath, [tsc, '-p', join(root, 'tsconfig.build.json'), ...args], { stdio: 'inherit' })
-chmodSync(join(dist, 'cli', 'main.js'), 0o755)
+chmodSync(join(dist, 'app', 'cli', 'main.js'), 0o755)
 
 /** Makes a single module of everything that the entry imports, statically or later. Imports of peers stay. */
 async function bundle(entry, { write = false, plugins = [] } = {}) {
@@ -83,7 +83,7 @@ async function bundle(entry, { write = false, plugins = [] } = {}) {
 }
 
 // A worker's script must come from the page's server. A copy that the page holds in a blob is allowed too.
-const WORKER = /new Worker\(new URL\('(?:\.\.\/)+(\w+)\/worker\.js', import\.meta\.url\), \{ type: 'module' \}\)/g
+const WORKER = /new Worker\(new URL\('(?:\.\.\/)+([\w/]+)\/worker\.js', import\.meta\.url\), \{ type: 'module' \}\)/g
 const inlineWorkers = {
   name: 'inline-workers',
   enforce: 'pre',
@@ -94,12 +94,12 @@ const inlineWorkers = {
     if (Object.keys(scripts).length === 0) throw new Error('web-runtime.js starts its workers in another way')
     const inlined = code.replace(
       WORKER,
-      "new Worker(URL.createObjectURL(new Blob([SCRIPTS.$1], { type: 'text/javascript' })), { type: 'module' })",
+      "new Worker(URL.createObjectURL(new Blob([SCRIPTS['$1']], { type: 'text/javascript' })), { type: 'module' })",
     )
     return `const SCRIPTS = ${JSON.stringify(scripts)}\n${inlined}`
   },
 }
-await bundle('index.js', { write: true, plugins: [inlineWorkers] })
+await bundle('api/index.js', { write: true, plugins: [inlineWorkers] })
 
 /**
  * Replaces `import.meta.url` by the address of the module itself, because modules find files relative to themselves,
@@ -110,7 +110,7 @@ const keepPlaces = {
   enforce: 'pre',
   transform(code, id) {
     if (id.startsWith('\0')) return undefined
-    const place = relative(join(dist, 'cli'), id).replaceAll('\\', '/')
+    const place = relative(join(dist, 'app', 'cli'), id).replaceAll('\\', '/')
     return code.replaceAll('import.meta.url', `new URL('${place}', import.meta.url).href`)
   },
 }
@@ -121,8 +121,8 @@ await build({
   plugins: [keepPlaces],
   ssr: { noExternal: true, external: Object.keys(peerDependencies) },
   build: {
-    ssr: join(dist, 'cli', 'entry.js'),
-    outDir: join(dist, 'cli'),
+    ssr: join(dist, 'app', 'cli', 'entry.js'),
+    outDir: join(dist, 'app', 'cli'),
     emptyOutDir: false,
     // Names are kept, because reports of errors show them.
     minify: false,
@@ -132,7 +132,7 @@ await build({
     },
   },
 })
-const main = join(dist, 'cli', 'main.js')
+const main = join(dist, 'app', 'cli', 'main.js')
 writeFileSync(main, readFileSync(main, 'utf8').replace('./entry.js', './bundle.js'))
 mkdirSync(dirname(STATE), { recursive: true })
 writeFileSync(STATE, `${from}\n${outputs()}`)

@@ -121,7 +121,7 @@ async function trained(lowrank, folder, base) {
 
 /** Measures a cell: { value } or { refused }. */
 async function measure(work, name, cell) {
-  const lowrank = await import(path.join(repository, 'dist', 'node.js'))
+  const lowrank = await import(path.join(repository, 'dist', 'api', 'node.js'))
   const base = name.split('-')[0]
   const folder = path.join(work, name)
   const adapter = path.join(work, `${base}-adapter`)

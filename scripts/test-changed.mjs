@@ -25,7 +25,7 @@ const tests = readdirSync(join(root, 'tests'), { recursive: true })
 function others() {
   const has = (pattern) => changed.some((path) => pattern.test(path))
   const folders = ['tests/structure/']
-  if (has(/^src\/(cli|node)/)) folders.push('tests/app/cli/')
+  if (has(/^src\/(app\/cli|api\/node)/)) folders.push('tests/app/cli/')
   if (has(/\.md$/)) folders.push('tests/api/documents')
   const suites = new Set(changed.flatMap((path) => /^tests\/golden\/([\w-]+)/.exec(path)?.[1] ?? []))
   return tests.filter((path) => {

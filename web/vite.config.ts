@@ -48,7 +48,7 @@ export default defineConfig({
   appType: 'mpa',
   plugins: [bundledModel],
   define: { HAS_MINILM: existsSync(minilm) },
-  resolve: { alias: { lowrank: join(here, '..', 'dist', 'index.js') } },
+  resolve: { alias: { lowrank: join(here, '..', 'dist', 'api', 'index.js') } },
   worker: { format: 'es' },
   build: { outDir: join(here, 'dist'), emptyOutDir: true, target: 'es2022', chunkSizeWarningLimit: 1000 },
 })

@@ -1,4 +1,4 @@
-// Writes src/model/families/gen/types.ts, which joins the files of src/model/families. Git ignores it, so that adding a family
+// Writes src/model/families/gen/types.ts, which joins the files of that folder. Git ignores it, so that adding a family
 // means adding a file. The build makes it, and vitest before the tests.
 //
 //   node scripts/generate/families.mjs

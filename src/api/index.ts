@@ -1,5 +1,5 @@
 /// <reference lib="esnext.disposable" preserve="true" />
-// The public API. Its exports and types are the same in Node and in browsers; src/api/node.ts only sets Node's platform.
+// The public API. Its exports and types are the same in Node and in browsers; node.ts only sets Node's platform.
 
 /** @module lowrank */
 

@@ -25,7 +25,7 @@ useHub()
 // Imported from dist, because src has no compiled scripts for worker threads.
 const built = (file: string) => import(pathToFileURL(path.join(root, 'dist', file)).href)
 const { configureHub, evaluate, LoraAdapter, openSession, openTrainer, train }: typeof import('../../src/api/node.js') =
-  await built('node.js')
+  await built('api/node.js')
 const { createHandler }: typeof import('../../src/serve/node/entry.js') = await built('serve/node/entry.js')
 
 const outer = { ...process.env }

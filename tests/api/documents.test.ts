@@ -29,8 +29,8 @@ const blocks = new Map(
   }),
 )
 
-const entries = ['index', 'handoff-entry/entry', 'transformers', 'serve/node/entry', 'serve/node/ai-sdk'].map((name) =>
-  join(root, 'dist', `${name}.d.ts`),
+const entries = ['api/index', 'api/handoff', 'app/transformers/entry', 'serve/node/entry', 'serve/node/ai-sdk'].map(
+  (name) => join(root, 'dist', `${name}.d.ts`),
 )
 const surroundings = join(root, 'docs', 'surroundings.d.ts')
 

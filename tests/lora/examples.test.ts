@@ -22,7 +22,7 @@ function scope() {
 const sources = [
   ...filesIn('src/lora', ['.ts']),
   ...filesIn('src/lora/peft', ['.ts']),
-  ...['index/platform/platform', 'index/platform/web-runtime', 'kernels/index'].map((name) => `src/${name}.ts`),
+  ...['api/platform/platform', 'api/platform/web-runtime', 'core/kernels/index'].map((name) => `src/${name}.ts`),
 ]
 const examples = sources.flatMap((path) => {
   const comments = readFileSync(join(root, path), 'utf8').matchAll(/\/\*\*(.*?)\*\//gs)

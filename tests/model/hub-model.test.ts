@@ -43,7 +43,7 @@ test('a type that is not published names those that are, before anything large c
 })
 
 test('a session brings the file with the weights, and runs from the cache', async () => {
-  const folder = path.join(MODEL, '../golden/models/llama-genai')
+  const folder = path.join(MODEL, '../../tests/golden/models/llama-genai')
   publish(current.hub, 'org/genai', folder, { 'onnx/other.onnx_data': text('other') })
   const model = await loadModel(await open('org/genai'), { runtime: { module: oneThread } })
   expect(current.hub.loaded).not.toContain('onnx/model.onnx.data')

@@ -1,130 +1,57 @@
-// The layers of src/: who may import whom, without circles, and where Node and ONNX Runtime may be named.
+// The districts of src/: which may import which, without circles, and where Node and ONNX Runtime may be named.
 
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { filesIn, importsOf, root, staticImportsOf, textOf } from './project.js'
 
-const ROOMS = [
-  'base',
-  'kernels',
-  'linalg',
-  'formats',
-  'io',
-  'data',
-  'text',
-  'images',
-  'runtime',
-  'lora',
-  'peft',
-  'graph',
-  'tasks',
-  'report',
-  'families',
-]
-const ALL = [
-  ...ROOMS,
-  'merge',
-  'exchange',
-  'tools',
-  'train',
-  'infer',
-  'loop',
-  'evaluate',
-  'handoff',
-  'index',
-  'node',
-  'handoff-entry',
-  'transformers',
-  'serve',
-  'server',
-  'ai-sdk',
-  'cli',
-]
-/** Returns all layers except these. */
-const below = (...above: readonly string[]) => ALL.filter((layer) => !above.includes(layer))
-
-/** layer → the layers that it imports, besides its own folder. It is the same list as in ARCHITECTURE.md. */
-const LAYERS: Record<string, readonly string[]> = {
-  base: [],
-  kernels: ['base'],
-  linalg: ['base', 'kernels'],
-  formats: ['base'],
-  io: ['base'],
-  data: ['base'],
-  text: ['base'],
-  images: ['base'],
-  report: [],
-  families: [],
-  runtime: ['base'],
-  lora: ['base', 'linalg'],
-  peft: ['base', 'formats', 'linalg', 'lora'],
-  graph: ['base', 'families', 'formats', 'text', 'images', 'runtime', 'lora'],
-  tasks: ['base', 'families', 'formats', 'text', 'images', 'runtime', 'graph'],
-  merge: ['base', 'families', 'kernels', 'formats', 'io', 'runtime', 'lora', 'peft', 'graph'],
-  exchange: ['base', 'families', 'formats', 'text', 'linalg', 'lora', 'peft'],
-  tools: ['base', 'formats', 'linalg', 'lora', 'peft', 'merge'],
-  train: ['base', 'families', 'formats', 'text', 'images', 'data', 'runtime', 'lora', 'peft', 'graph', 'tasks'],
-  infer: ['base', 'families', 'formats', 'text', 'images', 'runtime', 'lora', 'graph'],
-  loop: ['base', 'data', 'lora', 'peft', 'graph', 'text', 'tasks', 'train', 'infer'],
-  evaluate: ['base', 'data', 'text', 'lora', 'graph', 'tasks', 'train', 'infer'],
-  handoff: ['base', 'lora', 'peft', 'tasks', 'train', 'text'],
-  index: below('index', 'node', 'handoff-entry', 'transformers', 'serve', 'server', 'ai-sdk', 'cli'),
-  node: below('node', 'handoff-entry', 'transformers', 'serve', 'server', 'ai-sdk', 'cli'),
-  'handoff-entry': ['handoff', 'index', 'node'],
-  transformers: ['base', 'formats', 'graph', 'infer', 'index', 'io', 'lora', 'node', 'runtime', 'text'],
-  serve: [
-    'base',
-    'io',
-    'data',
-    'graph',
-    'text',
-    'tasks',
-    'train',
-    'infer',
-    'loop',
-    'index',
-    'node',
-    'server',
-    'ai-sdk',
-  ],
-  server: ['serve'],
-  'ai-sdk': ['serve'],
-  // Commands use the public API and two other layers: `base`, for errors and for guesses at misspelled words, and
-  // `report`, for the pages of runs.
-  cli: ['base', 'report', 'index', 'node', 'handoff-entry', 'serve'],
+/** district → the districts that it imports, besides itself. It is the same table as in ARCHITECTURE.md. */
+const DISTRICTS: Record<string, readonly string[]> = {
+  core: [],
+  files: ['core'],
+  onnx: ['core'],
+  lora: ['core', 'files'],
+  model: ['core', 'files', 'lora', 'onnx'],
+  run: ['core', 'lora', 'model', 'onnx'],
+  merge: ['core', 'files', 'lora', 'model', 'onnx'],
+  train: ['core', 'files', 'lora', 'model', 'onnx', 'run'],
+  api: ['core', 'files', 'lora', 'merge', 'model', 'onnx', 'run', 'train'],
+  serve: ['api', 'core', 'files', 'model', 'onnx', 'run', 'train'],
+  app: ['api', 'core', 'lora', 'model', 'onnx', 'run', 'serve'],
 }
 
-/** Layers that may import more layers than they do now. */
-const WIDER = new Set([
-  'tools',
-  'exchange',
-  'index',
-  'node',
-  'handoff-entry',
-  'transformers',
-  'serve',
-  'server',
-  'ai-sdk',
-  'cli',
-])
+/** The rooms that import less than their district may. */
+const ROOMS: Record<string, readonly string[]> = {
+  'core/base': [],
+  'core/kernels': ['core/base'],
+  'core/linalg': ['core/base', 'core/kernels'],
+  'onnx/format': ['core/base'],
+  'lora/peft': ['core/base', 'core/linalg', 'files', 'lora'],
+  'model/families': [],
+  'model/text': ['core/base'],
+  'model/images': ['core/base'],
+  'api/report': [],
+  // Commands use the public API and two other rooms: `core/base`, for errors and for guesses at misspelled words, and
+  // `api/report`, for the pages of runs.
+  'app/cli': ['api', 'core/base', 'serve'],
+}
 
 /** Where `node:` modules and onnxruntime-node may be imported: never reached from src/api/index.ts. */
-const NODE_ONLY = /^src\/(cli\/|node\.ts$|(.*\/)?node\/)/
+const NODE_ONLY = /^src\/(app\/cli\/|api\/node\.ts$|(.*\/)?node\/)/
 
 const files = filesIn('src', ['.ts'])
 const imports = files.flatMap(importsOf)
-const layerOf = (path: string) => path.split('/')[1].replace(/\.ts$/, '')
+const districtOf = (path: string) => path.split('/')[1]
 const arrow = ({ from, specifier }: { from: string; specifier: string }) => `${from} → ${specifier}`
 
-describe('layers of src/', () => {
+describe('districts of src/', () => {
   it('finds the sources', () => {
     expect(files).toContain('src/api/index.ts')
     expect(files.length).toBeGreaterThan(20)
   })
 
-  it('has no file outside a known layer', () => {
-    expect(files.filter((path) => LAYERS[layerOf(path)] === undefined)).toEqual([])
+  it('has eleven districts and nothing else', () => {
+    expect([...new Set(files.map(districtOf))].sort()).toEqual(Object.keys(DISTRICTS).sort())
   })
 
   it('keeps facts about a model on the model, not in a map beside it', () => {
@@ -133,28 +60,31 @@ describe('layers of src/', () => {
     expect(files.filter((path) => beside.test(textOf(path)))).toEqual([])
   })
 
-  it('imports only from its own folder or a lower layer', () => {
-    const wrong = imports.filter(({ from, to }) => {
-      if (to === undefined) return false
-      const [own, other] = [layerOf(from), layerOf(to)]
-      return own !== other && !LAYERS[own].includes(other)
-    })
-    expect(wrong.map(arrow)).toEqual([])
+  it('imports from the districts that the table names, and no others', () => {
+    const table = textOf('ARCHITECTURE.md').matchAll(/^\| `(\w+)\/` \|.*\| ([^|]+) \|$/gm)
+    const written = Object.fromEntries([...table].map(([, district, list]) => [district, list.split(', ').sort()]))
+    for (const [district, allowed] of Object.entries(DISTRICTS)) {
+      const leaving = imports.filter(({ from, to }) => districtOf(from) === district && to !== undefined)
+      const wrong = leaving.filter(({ to }) => ![district, ...allowed].includes(districtOf(to as string)))
+      expect(wrong.map(arrow)).toEqual([])
+      const used = new Set(leaving.map(({ to }) => districtOf(to as string)))
+      expect(
+        allowed.filter((other) => !used.has(other)),
+        `${district} imports`,
+      ).toEqual([])
+      expect(written[district], `ARCHITECTURE.md: ${district}`).toEqual(
+        allowed.length === 0 ? ['nothing'] : [...allowed],
+      )
+    }
   })
 
-  it('imports all that the table allows, which is that of ARCHITECTURE.md', () => {
-    const table = textOf('ARCHITECTURE.md').matchAll(/^\| `(\w+)\/` \|.*\| ([^|]+) \|$/gm)
-    const written = Object.fromEntries([...table].map(([, layer, list]) => [layer, list.split(', ').sort()]))
-    for (const [layer, allowed] of Object.entries(LAYERS)) {
-      if (WIDER.has(layer)) continue
-      const used = imports.flatMap(({ from, to }) => (to !== undefined && layerOf(from) === layer ? layerOf(to) : []))
-      expect(
-        allowed.filter((other) => !used.includes(other)),
-        `${layer} imports`,
-      ).toEqual([])
-      expect(written[layer], `ARCHITECTURE.md: ${layer}`).toEqual(
-        allowed.length === 0 ? ['nothing'] : [...allowed].sort(),
+  it('keeps rooms to what they need', () => {
+    const isIn = (path: string, room: string) => path.startsWith(`src/${room}/`)
+    for (const [room, allowed] of Object.entries(ROOMS)) {
+      const wrong = imports.filter(
+        ({ from, to }) => isIn(from, room) && to !== undefined && ![room, ...allowed].some((other) => isIn(to, other)),
       )
+      expect(wrong.map(arrow)).toEqual([])
     }
   })
 
@@ -180,10 +110,12 @@ describe('layers of src/', () => {
   it('names no task outside of its file and the table', () => {
     const tasks = files.filter((path) => path.startsWith('src/train/tasks/'))
     const named = tasks
-      .map((path) => path.split('/')[2].replace('.ts', ''))
+      .map((path) => path.split('/')[3].replace('.ts', ''))
       .filter((name) => textOf('src/train/tasks/tasks.ts').includes(`./${name}.js')`))
     expect(named).toContain('causal-lm')
-    const blind = files.filter((path) => /^src\/(graph|train)\//.test(path))
+    const blind = files.filter((path) =>
+      /^src\/(onnx|model\/(?!heads|families)|train\/(?!tasks|loop|evaluate|handoff))/.test(path),
+    )
     // Look for the task's name as a value or a path only, because "embedding" is also a layer of models.
     for (const name of named) {
       const naming = new RegExp(`['"/]${name}(\\.js)?['"]`)
@@ -226,8 +158,10 @@ describe('layers of src/', () => {
     }
     const entry = [...loadedWith('src/api/node.ts')]
     expect(entry).toContain('src/lora/layer.ts')
-    expect(entry.filter((path) => /^(@|src\/(graph|text|peft|formats\/onnx)\/)/.test(path))).toEqual([])
-    const commands = files.filter((path) => /^src\/cli\/[^/]*$/.test(path))
+    expect(
+      entry.filter((path) => /^(@|src\/(model\/(?!source-values)|lora\/peft|onnx\/format)\/?)/.test(path)),
+    ).toEqual([])
+    const commands = files.filter((path) => /^src\/app\/cli\/[^/]*$/.test(path))
     const shown = new Set<string>()
     for (const path of commands) loadedWith(path, shown)
     expect(shown).toContain('src/api/index.ts')
@@ -249,7 +183,7 @@ describe('layers of src/', () => {
 
   it('imports ONNX Runtime only in src/onnx/runtime', () => {
     const wrong = imports.filter(
-      ({ from, specifier }) => specifier.startsWith('onnxruntime-') && layerOf(from) !== 'runtime',
+      ({ from, specifier }) => specifier.startsWith('onnxruntime-') && !from.startsWith('src/onnx/runtime/'),
     )
     expect(wrong.map(arrow)).toEqual([])
   })

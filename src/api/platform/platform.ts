@@ -1,4 +1,4 @@
-// The parts of the API that Node and browsers do differently. It assumes a browser until src/api/node.ts sets Node's parts.
+// The parts of the API that Node and browsers do differently. It assumes a browser until api/node.ts sets Node's parts.
 
 import type { ByteSource, Directory, Place } from '../../core/base/bytes.js'
 import { ConfigError } from '../../core/base/errors.js'

@@ -1,5 +1,5 @@
-// Finds a model's head for labels: the head that transformers gives this type of model (src/model/families), or the one in
-// the graph.
+// Finds a model's head for labels: the head that transformers gives this type of model (families/), or the one in the
+// graph.
 
 import { UnsupportedError } from '../../core/base/errors.js'
 import { headOf } from '../families/families.js'

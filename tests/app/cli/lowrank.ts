@@ -7,7 +7,7 @@ import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll } from 'vitest'
 
-export const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..')
+export const root = join(dirname(fileURLToPath(import.meta.url)), '../../..')
 export const binary = fileURLToPath(new URL('../../../src/app/cli/main.js', import.meta.url))
 
 export const MODEL = join(root, 'models', 'union-3m')

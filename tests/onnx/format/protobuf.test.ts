@@ -12,7 +12,7 @@ import { file } from './gen/onnx-descriptor.js'
 
 const described = file.messages.flatMap((one) => [one, ...one.nestedMessages])
 const model = described.find(({ name }) => name === 'ModelProto')!
-const golden = (path: string) => new Uint8Array(readFileSync(join(import.meta.dirname, '..', 'golden', path)))
+const golden = (path: string) => new Uint8Array(readFileSync(join(import.meta.dirname, '../../golden', path)))
 
 /** Bytes of a message with random fields, including unknown fields as of a later version. */
 function randomBytes(message: DescMessage, depth: number): fc.Arbitrary<Uint8Array> {

@@ -78,8 +78,8 @@ describe.skipIf(browser === undefined)('a page without the scripts of its worker
   it('without a bundler, whose server has the modules alone', async () => {
     const folder = output('plain')
     const page = `
-      import { webRuntime } from './index/platform/web-runtime.js'
-      import { connect } from './runtime/rpc.js'
+      import { webRuntime } from './api/platform/web-runtime.js'
+      import { connect } from './onnx/runtime/rpc.js'
 
       const of = (kind) => connect(webRuntime('/ort.mjs').spawn(kind)).remote.loadRuntime('/ort.mjs')
         .then(() => 'no error', (error) => error.name + ': ' + error.message)
@@ -87,10 +87,10 @@ describe.skipIf(browser === undefined)('a page without the scripts of its worker
       await fetch('/result', { method: 'POST', body: JSON.stringify({ ...failed, origin: location.origin }) })
     `
     writeFileSync(join(folder, 'page.js'), page)
-    for (const part of ['base', 'runtime', 'index'])
+    for (const part of ['core', 'onnx', 'api'])
       cpSync(join(root, 'dist', part), join(folder, part), { recursive: true })
     const urls = await expectNamed(folder, {}, /./, /import dist\/browser\.js of lowrank/)
-    expect(urls).toEqual(['/train/worker.js', '/infer/worker.js'])
+    expect(urls).toEqual(['/train/engine/worker.js', '/run/worker.js'])
   })
 
   it('without a bundler, whose policy forbids workers of the page’s own', async () => {
@@ -159,6 +159,6 @@ describe.skipIf(browser === undefined)('a page without the scripts of its worker
       /./,
       /With esbuild, also build lowrank\/dist\/(train|infer)\/worker\.js to this/,
     )
-    expect(urls).toEqual(['/train/worker.js', '/infer/worker.js'])
+    expect(urls).toEqual(['/train/engine/worker.js', '/run/worker.js'])
   })
 })
