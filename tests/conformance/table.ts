@@ -103,6 +103,7 @@ These checks run in every cell, except for merges that PEFT cannot do or does wr
 | --- | --- | --- |
 | merging into 16 bits with \`safe_merge\` ([#1388](https://github.com/huggingface/peft/issues/1388), [#2502](https://github.com/huggingface/peft/issues/2502)) | rounds s·B·A, then the sum | rounds once, as PEFT does without \`safe_merge\` |
 | tied embeddings ([#2018](https://github.com/huggingface/peft/issues/2018), [#2777](https://github.com/huggingface/peft/issues/2777)) | a merge also changes the other use, with a warning | unties them, which gives the model that was trained, with a warning. \`tied: 'keep'\` gives PEFT’s result |
+| \`trainable_token_indices\` of an embedding with a tied head that has a bias | a run leaves out the head’s bias | adds it, as PEFT’s merge does |
 | \`ensure_weight_tying\` | a merge adds the change that both uses share twice | adds it once, as in a run that is not merged |
 | \`init_lora_weights\`: pissa | decomposes the base in float32 each time it loads the adapter. If singular values are close to each other, weights differ by more than 1e-4 of the largest | decomposes in float64. The data of ✓ were made in float64 too |
 | \`rank_pattern\`, \`alpha_pattern\` in which several keys match | saves the keys sorted. After loading, another key may come first and change scaling or shapes | keeps an order with the same meaning |

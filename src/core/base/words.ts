@@ -125,6 +125,7 @@ mica | init | PEFT makes it: LoraConfig(init_lora_weights='mica'). Train the ada
 ties dare_linear dare_ties magnitude_prune density seed | combinationType | TIES and DARE are gone: exact adds the whole changes
 cat svd | combinationType | leave it out: exact is the whole sum, and with a rank the closest of that rank
 onnx-adapter | to | graphs need no inputs for it: openSession and lowrank serve run adapters of PEFT as they are
+kto kl | loss | train({ task: 'kto' }) learns from ratings; a loss may also be a function of log-probabilities
 shard shards | * | One process writes the whole result, in seconds for some GB: leave it out
 resume finish | * | Give the same command again: it starts anew. Only a training goes on where it stopped
 fsync | * | Results are always on the disk before they have their names: leave it out

@@ -6,7 +6,6 @@ import { type Example, IGNORED } from '../../model/text/records.js'
 import type { DataRecord } from '../options.js'
 import { encodeRow } from '../rows/examples.js'
 import type { AnswerExample } from '../tasks/dpo.js'
-import { type JudgedExample, withAnswerOf } from '../tasks/kto.js'
 import type { EncodeContext } from '../tasks/task.js'
 import { loadTask } from '../tasks/tasks.js'
 import type { LossRow } from './losses.js'
@@ -23,13 +22,11 @@ export interface TokenExample {
   readonly weights?: Numbers | undefined
   /** ln(probability) of each token when it was sampled. */
   readonly logprobs?: Numbers | undefined
-  /** ln(probability) of each token by a reference, such as a teacher. For `dpo`, `kto` and `kl` the default is the
-   * model as it was when the trainer was opened. */
+  /** ln(probability) of each token by a reference, such as a teacher. For `dpo` the default is the model as it
+   * was when the trainer was opened. */
   readonly reference?: Numbers | undefined
   /** How much better than expected: one number, or one for each token. */
   readonly advantages?: Numbers | number | undefined
-  /** For `kto`: whether the answer is wanted. */
-  readonly label?: boolean | undefined
 }
 
 /** An example of a trainer: token ids, or a record in a form of {@link train}. */
@@ -64,7 +61,7 @@ function isTokens(example: TrainerExample): example is TokenExample {
 }
 
 function encodeTokens(example: TokenExample, where: string, { model, maxLength }: EncodeContext): EncodedExample {
-  const { ids, advantages, label } = example
+  const { ids, advantages } = example
   const { length } = ids
   const list = (name: 'targets' | 'weights' | 'logprobs' | 'reference' | 'advantages') => {
     const values = example[name]
@@ -102,15 +99,14 @@ function encodeTokens(example: TokenExample, where: string, { model, maxLength }
       oldLogprobs: pick(list('logprobs')),
       reference: pick(list('reference')),
       advantages: pick(list('advantages') ?? advantages),
-      label,
     },
   }
 }
 
-/** The examples of the tasks that a trainer knows: a text, a pair of answers, or a rated answer. */
-type TaskExample = Example | AnswerExample | JudgedExample
+/** The examples of the tasks that a trainer knows: a text, or a pair of answers. */
+type TaskExample = Example | AnswerExample
 
-/** Records of `dpo` and `kto` become two examples each. */
+/** Records of `dpo` become two examples each. */
 async function encodeRecords(records: readonly Located[], taskName: string, context: EncodeContext) {
   const task = await loadTask(taskName)
   const all: TaskExample[][] = []
@@ -118,20 +114,16 @@ async function encodeRecords(records: readonly Located[], taskName: string, cont
     const { encoded } = await encodeRow(task, record, where, context)
     all.push(encoded.examples as TaskExample[])
   }
-  const flat = all.flat()
   return all.map((list) => {
     return list.flatMap((example) => {
-      if ('chosen' in example) return [example.chosen, example.rejected].map((side) => withTargets(side))
-      if (!('isWanted' in example)) return [withTargets(example)]
-      const mismatched = withAnswerOf(example, flat.at(flat.indexOf(example) - 1) as JudgedExample)
-      return [example.text, mismatched].map((side) => withTargets(side, example.isWanted))
+      return 'chosen' in example ? [example.chosen, example.rejected].map(withTargets) : [withTargets(example)]
     })
   })
 }
 
-function withTargets({ inputIds, labels }: Example, label?: boolean): EncodedExample {
+function withTargets({ inputIds, labels }: Example): EncodedExample {
   const tokens = labels.subarray(1).filter((label) => label !== IGNORED)
   const weights = new Float32Array(tokens.length).fill(1)
-  const rest = { oldLogprobs: undefined, reference: undefined, advantages: undefined, label }
+  const rest = { oldLogprobs: undefined, reference: undefined, advantages: undefined }
   return { inputIds, labels, targets: { tokens, weights, ...rest } }
 }

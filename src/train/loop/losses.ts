@@ -16,7 +16,6 @@ export interface LossRow {
   readonly oldLogprobs: Float32Array | undefined
   readonly reference: Float32Array | undefined
   readonly advantages: Float32Array | undefined
-  readonly label: boolean | undefined
 }
 
 /** The result of a loss function for its rows. */
@@ -46,7 +45,7 @@ export interface LossOptions {
    */
   readonly epsilonHigh?: number | undefined
   /**
-   * `dpo` and `kto`: how strongly the model is held near the reference.
+   * `dpo`: how strongly the model is held near the reference.
    * @range a finite number above 0
    * @default 0.1
    */
@@ -58,12 +57,9 @@ export interface LossOptions {
   readonly normalizer?: number | undefined
 }
 
-export const LOSS_NAMES = ['cross-entropy', 'importance-sampling', 'ppo', 'cispo', 'kl', 'dpo', 'kto'] as const
+export const LOSS_NAMES = ['cross-entropy', 'importance-sampling', 'ppo', 'cispo', 'dpo'] as const
 
-/**
- * A loss that has a name. `kl` is the estimate exp(r − l) − (r − l) − 1 of the distance to `reference`, where l and r
- * are a token's log-probabilities by the model and by `reference`.
- */
+/** A loss that has a name. */
 export type LossName = (typeof LOSS_NAMES)[number]
 
 type Term = readonly [loss: number, slope: number]
@@ -90,12 +86,8 @@ export function namedLoss(name: LossName, options: LossOptions): LossFunction {
       return policy({ epsilon, epsilonHigh })
     case 'cispo':
       return policy({ isCispo: true, epsilon, epsilonHigh })
-    case 'kl':
-      return ofTokens((row, i) => klTerm(row.logprobs[i], given(row, 'reference', i)))
     case 'dpo':
       return (rows) => dpoLoss(rows, beta)
-    case 'kto':
-      return (rows) => ktoLoss(rows, beta)
   }
 }
 
@@ -157,22 +149,6 @@ function dpoLoss(rows: readonly LossRow[], beta: number): LossResult {
       'rewards/margins': mean(margins),
       'rewards/accuracies': mean(margins.map((margin) => Number(margin > 0))),
     },
-  }
-}
-
-/** KTO (arXiv 2402.01306). After each answer comes one of another prompt, from which the KL term is estimated. */
-function ktoLoss(rows: readonly LossRow[], beta: number): LossResult {
-  const pairs = pairsOf(rows)
-  const drift = Math.max(0, mean(pairs.map(([, mismatched]) => changeOf(mismatched))))
-  const gains = pairs.map(([answer]) => beta * (answer.label === false ? -1 : 1) * (changeOf(answer) - drift))
-  const slopes = gains.map((gain, i) => {
-    const value = sigmoid(-gain)
-    return (-value * (1 - value) * beta * (pairs[i][0].label === false ? -1 : 1)) / pairs.length
-  })
-  return {
-    loss: mean(gains.map((gain) => sigmoid(-gain))),
-    gradients: rows.map(({ weights }, i) => weights.map((weight) => (i % 2 === 0 ? weight * slopes[i >> 1] : 0))),
-    metrics: { kl: drift },
   }
 }
 

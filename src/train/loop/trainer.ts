@@ -31,15 +31,7 @@ import { ScoredTokens, type TokenScores, temperatureFeed } from '../tasks/token-
 import { checkLayers } from '../train.js'
 import { type EncodedExample, encodeExamples, type TrainerExample } from './examples.js'
 import { FORWARD_BACKWARD_OPTIONS, SAMPLE_OPTIONS, STEP_OPTIONS } from './gen/options.js'
-import {
-  checkDerivatives,
-  checkResult,
-  type LossFunction,
-  type LossName,
-  type LossResult,
-  type LossRow,
-  namedLoss,
-} from './losses.js'
+import { checkDerivatives, checkResult, type LossFunction, type LossResult, type LossRow, namedLoss } from './losses.js'
 import type {
   ForwardBackwardOptions,
   ForwardBackwardResult,
@@ -71,9 +63,6 @@ const SAMPLED = 32
 const USUAL_LENGTH = 1024
 /** With little memory, the session keeps at most this many bytes of caches for texts whose next turns may come. */
 const SMALL_PREFIX_CACHE = 2 ** 26
-
-/** Losses that compare with a reference: by default the model as it was when the trainer was opened. */
-const REFERENCED: ReadonlySet<unknown> = new Set<LossName>(['dpo', 'kto', 'kl'])
 
 interface Parts extends Pick<TrainerInput, 'chatTemplate' | 'chatTemplateArgs'> {
   readonly open: ScoredTokens
@@ -141,8 +130,8 @@ export class Trainer {
   /**
    * Computes a loss over examples and adds its gradients to those since the last `step`. Examples run in batches of
    * `batchSize`, longest first. Token losses are means over the weights of the call; give a `normalizer` to make
-   * several calls equal one. `dpo` takes pairs, the better answer first; `kto` pairs of an answer and one of another
-   * prompt; records become these pairs by themselves.
+   * several calls equal one. `dpo` takes pairs, the better answer first; records become these pairs by
+   * themselves.
    *
    * @throws DataError for an example that cannot be used; ConfigError for an unknown loss, or an example without what
    *   the loss needs; ShapeError and NumericError for what a loss function returns; StateError when the trainer is
@@ -163,9 +152,10 @@ export class Trainer {
     return this.#take(async () => {
       checkOptions(options, 'forwardBackward', FORWARD_BACKWARD_OPTIONS)
       const { loss = 'cross-entropy', temperature = 1, check = false } = options
-      const encoded = await this.#encode(examples, REFERENCED.has(loss) && loss !== 'kl' ? String(loss) : causalLm.name)
+      const encoded = await this.#encode(examples, loss === 'dpo' ? loss : causalLm.name)
       const compute = typeof loss === 'function' ? loss : namedLoss(loss, options)
-      const referenced = REFERENCED.has(loss) ? await this.#withReference(encoded, temperature) : encoded
+      // By default the reference is the model as it was when the trainer was opened.
+      const referenced = loss === 'dpo' ? await this.#withReference(encoded, temperature) : encoded
       return this.#pass(referenced, compute, { temperature, check, isKnown: loss === 'cross-entropy' })
     })
   }

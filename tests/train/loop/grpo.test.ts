@@ -139,7 +139,7 @@ it('has the derivatives of central differences', async () => {
         reference: wave(0.4),
         advantages,
       },
-      ...{ entropies: undefined, weights: wave(1), label: undefined },
+      ...{ entropies: undefined, weights: wave(1) },
     }
   })
   for (const lossType of ['grpo', 'dr_grpo', 'dapo'] as const) {

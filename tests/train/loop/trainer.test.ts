@@ -178,7 +178,6 @@ describe('losses', () => {
       oldLogprobs: wave(0.2).map((value) => value - 2),
       reference: wave(0.4).map((value) => value - 2),
       advantages: wave(2),
-      label: r < 2,
     }
   })
 
@@ -237,22 +236,17 @@ describe('losses', () => {
     await trainer.dispose()
   })
 
-  it('dpo and kto learn from records, against the model as it was', async () => {
+  it('dpo learns from records, against the model as it was', async () => {
     const trainer = await open()
     const pair = { prompt: 'The sea', chosen: ' was calm.', rejected: ' was not there.' }
-    const judged = [
-      { prompt: 'The sea', completion: ' was calm.', label: true },
-      { prompt: 'The king', completion: ' was not there.', label: false },
-    ]
     const { loss, metrics } = await trainer.forwardBackward([pair], { loss: 'dpo' })
     expect(loss).toBeCloseTo(Math.log(2), 5)
     expect(metrics['rewards/margins']).toBeCloseTo(0, 5)
     await trainer.step({ learningRate: 0.02 })
     const later = await trainer.forwardBackward([pair], { loss: 'dpo' })
     expect(later.metrics['rewards/margins']).toBeGreaterThan(0.01)
-    const kto = await trainer.forwardBackward(judged, { loss: 'kto' })
-    expect(kto.loss).toBeGreaterThan(0)
-    expect(kto.loss).toBeLessThan(0.51)
+    const kto = trainer.forwardBackward([pair], { loss: 'kto' as 'dpo' })
+    await expect(kto).rejects.toThrow(/loss: .*got "kto"\. train\(\{ task: 'kto' \}\) learns from ratings/)
     await trainer.dispose()
   })
 })

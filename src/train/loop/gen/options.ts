@@ -82,7 +82,7 @@ export const TEXT_SIMILARITY_GRADER: OptionTable = {
 }
 
 export const FORWARD_BACKWARD_OPTIONS: OptionTable = {
-  loss: anyOf(oneOf('cross-entropy', 'importance-sampling', 'ppo', 'cispo', 'kl', 'dpo', 'kto'), FUNCTION),
+  loss: anyOf(oneOf('cross-entropy', 'importance-sampling', 'ppo', 'cispo', 'dpo'), FUNCTION),
   temperature: ranged('a finite number above 0'),
   check: BOOLEAN,
   epsilon: ranged('a finite number of at least 0'),
