@@ -12,7 +12,7 @@ import assert from 'node:assert/strict'
 import { readFileSync, rmSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { pathToFileURL } from 'node:url'
-import { convertAdapter } from '../../dist/node.js'
+import { convertAdapter } from '../../dist/api/node.js'
 import { installTransformers, loadTransformers, openPipeline } from '../transformers-js.mjs'
 
 const [check, scratch, packages, gguf] = process.argv.slice(2).map((path) => resolve(path))

@@ -11,7 +11,7 @@ import { mkdtempSync, readdirSync, readFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
-import { convertAdapter } from '../../dist/node.js'
+import { convertAdapter } from '../../dist/api/node.js'
 import unpackAll from './packed.mjs'
 
 const [packages, bases] = process.argv.slice(2).map((path) => resolve(path))

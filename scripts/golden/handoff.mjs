@@ -2,8 +2,8 @@
 // Usage: node scripts/golden/handoff.mjs OUT
 
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
-import { handoff } from '../../dist/handoff-entry/node/entry.js'
-import { saveAdapter, train } from '../../dist/node.js'
+import { handoff } from '../../dist/api/node/handoff.js'
+import { saveAdapter, train } from '../../dist/api/node.js'
 
 const [out] = process.argv.slice(2)
 const cases = JSON.parse(readFileSync('tests/golden/handoff/cases.json', 'utf8'))

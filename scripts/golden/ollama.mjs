@@ -3,8 +3,8 @@
 
 import { execFileSync } from 'node:child_process'
 import { readFileSync, writeFileSync } from 'node:fs'
-import { goTemplate, turnShape } from '../../dist/exchange/ollama/ollama.js'
-import { compileChatTemplate } from '../../dist/text/compiled-template.js'
+import { goTemplate, turnShape } from '../../dist/merge/exchange/ollama/ollama.js'
+import { compileChatTemplate } from '../../dist/model/text/compiled-template.js'
 
 const published = (name) => readFileSync(`tests/golden/chat/templates/${name}.jinja`, 'utf8')
 const TEMPLATES = {

@@ -2,8 +2,8 @@
 // Usage: node scripts/golden/push.mjs ADAPTER OUT, after a build
 
 import { mkdirSync, writeFileSync } from 'node:fs'
-import { push } from '../../dist/handoff-entry/node/entry.js'
-import { configureHub } from '../../dist/node.js'
+import { push } from '../../dist/api/node/handoff.js'
+import { configureHub } from '../../dist/api/node.js'
 import { startHub } from './hub_to_push.mjs'
 
 const [adapter, out] = process.argv.slice(2)

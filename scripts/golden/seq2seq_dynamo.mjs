@@ -2,7 +2,7 @@
 // Usage: node scripts/golden/seq2seq_dynamo.mjs OUT
 
 import assert from 'node:assert/strict'
-import { train } from '../../dist/node.js'
+import { train } from '../../dist/api/node.js'
 
 const [out] = process.argv.slice(2)
 const data = [

@@ -44,7 +44,7 @@ export default {
     editLink: {
       // VitePress writes this function into the pages as text, so it uses no names from outside.
       pattern: ({ filePath }) => {
-        const made = filePath.startsWith('api/') ? 'tree/main/src' : filePath === 'errors.md' && 'edit/main/src/base/errors.ts'
+        const made = filePath.startsWith('api/') ? 'tree/main/src' : filePath === 'errors.md' && 'edit/main/src/core/base/errors.ts'
         return `https://github.com/lowrank/lowrank/${made || `edit/main/docs/${filePath}`}`
       },
       text: 'Edit this page',

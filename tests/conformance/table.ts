@@ -49,7 +49,7 @@ transformers 5 gives many tensors other names when it saves a model, ties some, 
 
 The table above is about checkpoints. Sessions and merges of \`.onnx\` graphs are compared with PEFT too, and so is what rounding does:
 
-- [tests/run/kinds.test.ts](../tests/infer/kinds.test.ts): each kind of part that a session takes, on exports by both exporters of PyTorch, with PEFT’s logits to 1e-5
+- [tests/run/kinds.test.ts](../tests/run/kinds.test.ts): each kind of part that a session takes, on exports by both exporters of PyTorch, with PEFT’s logits to 1e-5
 - [tests/merge/onnx-kinds.test.ts](../tests/merge/onnx-kinds.test.ts): the same parts merged into graphs
 - [tests/merge/chunks/golden.test.ts](../tests/merge/chunks/golden.test.ts): in bf16, at least 99.99 % of the merged values are equal to the float64 result after one rounding. Four adapters change 1,327,104 values, and all but 3 are equal to PyTorch’s float32 sums, rounded once. These 3 differ by the smallest difference that the type can store
 
@@ -57,8 +57,8 @@ The table above is about checkpoints. Sessions and merges of \`.onnx\` graphs ar
 
 Losses, gradients and steps are compared with Python for tiny models, and tokens with those of its tokenizers and processors:
 
-- [tests/train/](../tests/train) and [tests/model/](../tests/graph): LoRA, DoRA, rsLoRA, LoRA+, biases, whole modules and trained tokens, with PEFT on PyTorch
-- [tests/train/tasks/dpo.test.ts](../tests/tasks/dpo.test.ts), [kto.test.ts](../tests/tasks/kto.test.ts): tokens, probabilities, rewards, the estimate of KL, losses and gradients, with TRL’s \`DPOTrainer\` and \`KTOTrainer\`, for texts and for answers of one message
+- [tests/train/](../tests/train) and [tests/model/](../tests/model): LoRA, DoRA, rsLoRA, LoRA+, biases, whole modules and trained tokens, with PEFT on PyTorch
+- [tests/train/tasks/dpo.test.ts](../tests/train/tasks/dpo.test.ts), [kto.test.ts](../tests/train/tasks/kto.test.ts): tokens, probabilities, rewards, the estimate of KL, losses and gradients, with TRL’s \`DPOTrainer\` and \`KTOTrainer\`, for texts and for answers of one message
 - chats with pictures on LLaVA, Idefics3, Qwen2-VL and Gemma 3, and texts for texts on T5 and BART, with PEFT and transformers
 - \`scripts/golden/handoff.py\`: handed-off runs in float32 by TRL 1.16 on a CPU, whose losses, first gradient norm and weights after 5 steps are lowrank’s to 1e-4, for LoRA, rsLoRA, DoRA, DPO and KTO; \`trl\` itself runs the written settings
 

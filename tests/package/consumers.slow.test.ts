@@ -160,9 +160,9 @@ describe.skipIf(browser === undefined)('in Chromium', () => {
     const options = { bundle: true, format: 'esm', platform: 'browser', target: 'es2022', logLevel: 'error' }
     const entries = { page: join(consumer.folder, 'page.mjs') }
     await build({ ...options, splitting: true, outdir: folder, entryPoints: entries })
-    // esbuild keeps the URL as it is: ../train/worker.js, relative to the page.
-    const worker = join(consumer.folder, 'node_modules/lowrank/dist/train/worker.js')
-    await build({ ...options, outfile: join(folder, 'train', 'worker.js'), entryPoints: [worker] })
+    // esbuild keeps the URL as it is: ../../train/engine/worker.js, relative to the page.
+    const worker = join(consumer.folder, 'node_modules/lowrank/dist/train/engine/worker.js')
+    await build({ ...options, outfile: join(folder, 'train', 'engine', 'worker.js'), entryPoints: [worker] })
     await expectRuns(folder)
   })
 })

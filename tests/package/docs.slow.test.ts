@@ -36,7 +36,7 @@ const UNRUN = [
 const HUB_MODELS = ['HuggingFaceTB/SmolLM2-135M-Instruct']
 const COMMIT = '0'.repeat(40)
 
-const BINARY = 'node_modules/lowrank/dist/cli/main.js'
+const BINARY = 'node_modules/lowrank/dist/app/cli/main.js'
 
 const pathOf = (page: string) => join(repository, page === 'README' ? '' : 'docs', `${page}.md`)
 const blocksOf = (page: string): [language: string, text: string][] =>
