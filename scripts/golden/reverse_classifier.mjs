@@ -10,11 +10,11 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { loadModel, nodeRuntime, train } from 'lowrank'
 import { openEngine } from '../../dist/onnx/runtime/host.js'
-import { loadTask } from '../../dist/train/tasks/tasks.js'
 import { TrainEngine } from '../../dist/train/engine/engine.js'
 import { readParameters } from '../../dist/train/engine/parameters.js'
 import { TrainingSessions } from '../../dist/train/engine/sessions.js'
 import { resolveSettings } from '../../dist/train/settings.js'
+import { loadTask } from '../../dist/train/tasks/tasks.js'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 const out = process.argv[2]
