@@ -67,7 +67,7 @@ export async function openSession(model: Model | Source, given: OpenSessionOptio
   const [{ ModelSession }] = await Promise.all([
     import('../run/model-session.js'),
     // Named here too, so that bundlers keep the code that reads graphs in one chunk: a page is 2 kB smaller.
-    import('../model/match/place-adapter.js'),
+    import('../model/place/linears.js'),
   ])
   const adapters: Record<string, RunAdapter> = {}
   for (const [name, adapter] of Object.entries(options.adapters ?? {})) {

@@ -15,7 +15,6 @@ import { isPlain, type LinearValues, type RunAdapter } from '../lora/run-adapter
 import type { NewRows } from '../model/fuse/new-rows.js'
 import type { DecodeImage } from '../model/images/image.js'
 import { POOLER } from '../model/match/match.js'
-import type { ModelGraph } from '../model/match/spread.js'
 import { type Engine, openEngine, STOP_MS, settlesWithin } from '../onnx/runtime/host.js'
 import type { Remote } from '../onnx/runtime/rpc.js'
 import type { Feeds, RuntimeTensor } from '../onnx/runtime/runtime.js'
@@ -318,9 +317,6 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       this.checkOpen()
       const { onMissing, onWarning = console.warn } = this.extras
       const graphs = [...this.#graphs.values()]
-      const named = Array.from(this.#graphs, ([role, { base, graph, linears }]): ModelGraph => {
-        return { role: role as ModelGraph['role'], name: base.onnx.fileName, graph, linears }
-      })
       const spread: (readonly [string, readonly RunAdapter[]])[] = []
       for (const [name, adapter] of adapters) {
         checkArgument(name, NAME, 'name')
@@ -331,15 +327,10 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
             hint: 'Call remove first, or choose another name',
           })
         }
-        const has = async (graph: number, part: string) => {
-          const { hasPlace } = await import('./adapters/other-parts.js')
-          return hasPlace(graphs[graph], adapter as LoraAdapter, part)
-        }
         const tell = (layers: readonly string[]) => onMissing?.(name, layers)
         const isAlone = graphs.length === 1 && !this.allowMissing && !adapter.names().some((part) => POOLER.test(part))
-        const shares = isAlone
-          ? [adapter]
-          : await (await import('../model/match/spread.js')).shareAdapter(named, adapter, this.allowMissing, tell, has)
+        const share = () => import('./adapters/other-parts.js').then(({ shareOver }) => shareOver)
+        const shares = isAlone ? [adapter] : await (await share())(graphs, adapter, this.allowMissing, tell)
         spread.push([name, shares])
       }
       const parts = graphs.map((): NamedParts[] => [])

@@ -8,7 +8,7 @@ import { DRAWN_INITS, type Init } from '../lora/init/inits.js'
 import { EMBEDDING } from '../lora/part.js'
 import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
 import { baseNameOf } from './about-run.js'
-import { wholeTensors, withSavedTensors } from './engine/whole-tensors.js'
+import { placeInBase } from './engine/whole-tensors.js'
 import type { TrainInput } from './options.js'
 import type { Context } from './rows/token-rows.js'
 import { defaultsOf, TRAIN_DEFAULTS, type TrainSettings, usesBest } from './settings.js'
@@ -125,9 +125,7 @@ export async function checkParts(adapter: LoraAdapter, context: Context): Promis
     (module) => !isSaved(module, [...replaced.keys(), ...wanted.keys()]),
   )
   if (differing === undefined && unknown === undefined) {
-    if (replaced.size === 0) return
-    const model = await withSavedTensors(context.model, adapter, context.modules)
-    wholeTensors(adapter, { ...context, model })
+    if (replaced.size > 0) await placeInBase(adapter.only(new Set(replaced.keys())), context)
     return
   }
   throw new MismatchError({

@@ -7,9 +7,9 @@ import { isByteSource, isDirectory, planSplit, type Row } from '../files/data/ro
 import type { LoraConfig } from '../lora/config.js'
 import { otherWeights } from '../model/base-record.js'
 import { findLinears } from '../model/match/linears.js'
-import { placeLayers } from '../model/match/place-adapter.js'
 import { chooseCopies, gigabytes, type MemoryLimit, memoryWarning, trainingMemory } from '../model/memory.js'
 import type { Model } from '../model/model-folder.js'
+import { placeLayers } from '../model/place/linears.js'
 import type { ExampleFile } from '../model/text/example-store.js'
 import { readGraph } from '../onnx/view/graph.js'
 import { type RunSources, runRecord } from './about-run.js'
@@ -135,7 +135,8 @@ export async function checkLayers(options: TrainInput, config: LoraConfig): Prom
   const graph = readGraph(model.onnx)
   checkTrainableForm(graph)
   const targets = adapter === undefined ? await findTargets(model, config, options) : undefined
-  const linears = () => placeLayers(graph, findLinears(graph, modules), adapter!.parts('linear'))
+  const linears = () =>
+    placeLayers({ graph, linears: findLinears(graph, modules), use: 'training' }, adapter!.parts('linear'))
   checkReach(model.onnx, targets?.targets ?? linears().map(({ linear }) => linear))
   return targets
 }

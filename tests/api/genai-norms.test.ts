@@ -8,7 +8,7 @@ import { NodeDirectory } from '../../src/files/io/node/files.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/files/safetensors.js'
 import { loadOnnx } from '../../src/onnx/format/model.js'
 import { ModelSession } from '../../src/run/model-session.js'
-import { addWhole, savedTensors, wholeTensors } from '../../src/train/engine/whole-tensors.js'
+import { addWhole, placeInBase, savedTensors } from '../../src/train/engine/whole-tensors.js'
 import { causalLm } from '../../src/train/tasks/causal-lm.js'
 import { train } from '../../src/train/train.js'
 import { mergeOnnx } from '../merge/toolkit.js'
@@ -120,7 +120,9 @@ describe('replaced norms of a type of model that is not known', () => {
     await expect(mergeOnnx(model.onnx, adapter, out)).rejects.toThrow(message)
     expect(out.files.size).toBe(0)
     const context = { model: unknown, open: causalLm.open(model, []) as never, modules: undefined }
-    expect(() => wholeTensors(adapter, context)).toThrow(/cannot be trained whole.*not known whether onnxruntime-genai/)
+    await expect(placeInBase(adapter, context)).rejects.toThrow(
+      /cannot be trained whole.*not known whether onnxruntime-genai/,
+    )
     await model.close()
   })
 })

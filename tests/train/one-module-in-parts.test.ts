@@ -7,7 +7,7 @@ import { type Feeds, type LoraAdapter, loadAdapter, MemoryDirectory, type Model 
 import { resolveConfig } from '../../src/lora/config.js'
 import { outputNorms } from '../../src/model/inject/affine.js'
 import { findLinears } from '../../src/model/match/linears.js'
-import { placeAdapter } from '../../src/model/match/place-adapter.js'
+import { placeAdapter } from '../../src/model/place/linears.js'
 import { loadNodeRuntime } from '../../src/onnx/runtime/node/runtime.js'
 import { readGraph } from '../../src/onnx/view/graph.js'
 import { squaresOfRows } from '../../src/train/engine/dora.js'

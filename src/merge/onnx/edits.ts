@@ -1,35 +1,29 @@
-// Collects the changes that adapters make to an ONNX graph, place by place. A place is an input of a node. Several
-// places may read the same initializer.
+// Plans the changes that adapters make to an ONNX graph, from their placements. Several places may read the same
+// initializer.
 
 import { type ByteSource, concatBytes, MemorySource } from '../../core/base/bytes.js'
 import { decodeWeights, encodeFloats, encodeWeights, sizeOf, type WeightDtype } from '../../core/base/dtype.js'
-import { attempt, LowrankError, MismatchError, UnsupportedError } from '../../core/base/errors.js'
+import { LowrankError, UnsupportedError } from '../../core/base/errors.js'
 import { elementCount, transpose } from '../../core/base/tensor.js'
-import type { FactorView, ParameterView, ReplacementView, TokenRowsView } from '../../lora/part.js'
-import type { AdapterTensor } from '../../lora/peft/keys.js'
 import type { OpenPart } from '../../lora/peft/tensors.js'
-import { isVocabularyModule } from '../../lora/peft/tied.js'
 import { toFloats } from '../../model/inject/to-floats.js'
-import { isBaseCopy } from '../../model/match/base-copies.js'
-import { placeExperts, type RowOrder, rowOfPeft } from '../../model/match/experts.js'
 import { FLOAT_DTYPES } from '../../model/match/forms/float-product.js'
-import { findEmbeddings } from '../../model/match/forms/lookup.js'
-import { findLinears, type Linear, type ModuleMap } from '../../model/match/linears.js'
-import { ofModule } from '../../model/match/module-names.js'
-import { biasOf, findConvolutions, type Place, shapeError, storedValue } from '../../model/match/parameters.js'
-import { placeLayers } from '../../model/match/place-adapter.js'
+import type { Linear } from '../../model/match/linears.js'
+import { type BiasPlace, type Place, storedValue } from '../../model/match/parameters.js'
+import { type RowOrder, rowOfPeft } from '../../model/place/experts.js'
+import { type ReadPart, readFacts } from '../../model/place/facts.js'
+import { place } from '../../model/place/place.js'
 import {
-  embeddingsOf,
-  type ModelPlaces,
-  placeReplacement,
-  placeTokenRows,
-  refuse,
-  type StoredPlace,
-} from '../../model/match/stored-places.js'
+  type LayerPlacement,
+  type PlacedModel,
+  type Placement,
+  placedAdapter,
+  type WeightPlacement,
+} from '../../model/place/placement.js'
 import type { TensorProto } from '../../onnx/format/gen/onnx_pb.js'
 import { OnnxModel } from '../../onnx/format/model.js'
 import { byteLengthOf, dataTypeName, dimsOf, inlineBytes, isExternal, weightRange } from '../../onnx/format/tensors.js'
-import { floatAttribute } from '../../onnx/view/attributes.js'
+import type { Graph } from '../../onnx/view/graph.js'
 import type { BaseReplacement, Factor, GraphShare, LayerFactors, OpenAdapters } from '../plan/adapters.js'
 import { expertLayer, layerOfRows } from '../plan/experts.js'
 import type { FitProblems, PlacedPart } from '../plan/fit-problems.js'
@@ -38,61 +32,111 @@ import { joinPlaced, type Placed, placedAt } from '../plan/place-replacements.js
 import { refuseCombination } from '../plan/plan.js'
 import type { QuantizedPart } from './quantized.js'
 
-type WeightPlace = Extract<StoredPlace, { kind: 'weight' }>
+/** A graph that is merged into, and the model that holds its weights. */
+export interface MergedGraph extends PlacedModel {
+  readonly onnx: OnnxModel
+}
 
 export interface Edit extends Place {
   readonly name: string
   /** An initializer, or a Constant node's output. */
-  readonly weight: string
-  readonly base: OutputTensor
+  weight: string
+  base: OutputTensor
   readonly layers: LayerFactors[]
   placed: Placed | undefined
   /** Names everything that is done at this place. Places with equal lists can keep sharing a tensor. */
   readonly keys: string[]
 }
 
+/** A quantized weight that is stored as floats, and what its place was before. */
+interface Floats {
+  readonly linear: Linear
+  readonly edit: Edit
+  readonly location: string
+  readonly source: ByteSource
+}
+
+export type Edits = Awaited<ReturnType<typeof planEdits>>
+
 /**
- * Finds the places of the adapters' parts. Reads weights only to see whether embeddings are tied, and whether a tensor
- * of the adapter is a copy of the dequantized base; if it is not, the weight is stored as floats. All problems go to
- * `fit`. `isElsewhere` is true for tensors of a new head, which need no place in the graph.
+ * Plans what the adapters' parts change. Reads weights only to see whether embeddings are tied, and whether a tensor of
+ * the adapter is a copy of the dequantized base. All problems go to `fit`. `isElsewhere` is true for tensors of a new
+ * head, which need no place in the graph.
  */
-export async function collectEdits(
-  places: ModelPlaces,
+export async function planEdits(
+  model: MergedGraph,
   shares: readonly GraphShare[],
   opened: OpenAdapters,
   fit: FitProblems,
-  modules?: ModuleMap,
   isElsewhere: (share: GraphShare, tensor: string) => boolean = () => false,
 ) {
-  const edits = new Edits(places, opened, modules)
+  const plan = new EditPlan(model, opened)
+  const all = await Promise.all(
+    shares.map(async (share) => {
+      const isHere = ({ kind, name }: OpenPart) => kind !== 'replacement' || !isElsewhere(share, name)
+      const adapter = placedAdapter(share.adapter, share.parts.filter(isHere))
+      const facts = await readFacts(model.onnx, model, adapter, linesOf(opened, share.index))
+      const alone = (name: string) =>
+        place(model, { ...adapter, parts: adapter.parts.filter((part) => part.name === name) }, facts)
+      return { share, alone, ...place(model, adapter, facts) }
+    }),
+  )
   const isValues = ({ kind }: OpenPart) => kind === 'replacement' || kind === 'token-rows'
-  const order = [
-    ...shares.map((share) => ({ share, parts: share.parts.filter(isValues), hasLinears: false })),
-    ...shares.map((share) => ({ share, parts: share.parts.filter((part) => !isValues(part)), hasLinears: true })),
-  ]
-  for (const { share, parts, hasLinears } of order) {
-    if (hasLinears) await edits.addLinears(share, fit)
-    for (const part of parts) {
-      if (part.kind === 'linear') continue
-      await edits.note(fit, part, async () => {
-        if (part.kind === 'embedding') edits.addEmbedding(share, part)
-        else if (part.kind === 'convolution') edits.addConvolution(share, part)
-        else if (part.kind === 'parameter') edits.addExperts(share, part)
-        else if (part.kind === 'token-rows') await edits.addRows(share, part)
-        else if (part.kind === 'replacement' && !isElsewhere(share, part.name)) await edits.addReplacement(share, part)
-      })
+  const isLinear = ({ kind }: OpenPart) => kind === 'linear'
+  const groups = [isValues, (part: OpenPart) => !isValues(part)]
+  for (const isMeant of groups) {
+    for (const { share, placements, problems, alone } of all) {
+      const parts = share.parts.filter(isMeant)
+      const joint = problems.find(({ part }) => part === undefined)?.error
+      if (joint !== undefined && parts.some(isLinear)) fit.problems.push(joint)
+      for (const part of [...parts.filter(isLinear), ...parts.filter((part) => !isLinear(part))]) {
+        // If some layer does not fit, place each layer alone to find out which.
+        const isAlone = joint !== undefined && isLinear(part)
+        if (isAlone && !fit.listsAll) continue
+        const own = isAlone ? alone(part.name) : { placements, problems }
+        const problem = own.problems.find((found) => found.part === part.name)?.error
+        if (problem !== undefined && !isAlone) fit.problems.push(problem)
+        const places = own.placements.filter((at) => at.part === part.name)
+        await plan.note(fit, part, problem, async () => {
+          for (const at of places) await plan.add(share, part, at)
+        })
+      }
     }
   }
-  const all = edits.all()
-  for (const { name, layers, placed } of all) fit.note(() => refuseCombination(name, layers, placed))
-  return { edits: all, quantized: edits.quantized, places: edits.places, notes: edits.notes }
+  const edits = plan.all()
+  for (const { name, layers, placed } of edits) fit.note(() => refuseCombination(name, layers, placed))
+  return { edits, quantized: plan.quantized, floats: [...plan.floats.values()], notes: plan.notes }
 }
 
-type FactorPart = FactorView<AdapterTensor>
+/** Reads lines of the tensors that an adapter replaces. */
+export function linesOf({ replacements, sources }: OpenAdapters, index: number): ReadPart {
+  return async (part, first, count) => {
+    const isPart = ({ adapter, tensor, rows }: BaseReplacement) =>
+      adapter === index && tensor === part && rows === undefined
+    const { info, source } = replacements.find(isPart)!
+    const rowBytes = info.byteLength / info.shape[0]
+    const bytes = await sources[source].read(info.offset + first * rowBytes, count * rowBytes)
+    return decodeWeights(bytes, info.dtype as WeightDtype)
+  }
+}
 
-class Edits {
+/** Turns the quantized layers that the plan says into layers of floats. Returns the model with their files. */
+export function storeFloats(onnx: OnnxModel, graph: Graph, floats: readonly Floats[]): OnnxModel {
+  const files = new Map(onnx.files)
+  for (const { linear, edit, location, source } of floats) {
+    const made = toFloats(graph, linear, { location, byteLength: source.byteLength })
+    Object.assign(edit, made, {
+      base: { ...edit.base, name: made.weight, base: { ...edit.base.base, name: made.weight } },
+    })
+    files.set(location, source)
+  }
+  return floats.length === 0 ? onnx : new OnnxModel(onnx.name, onnx.fileName, onnx.proto, files)
+}
+
+class EditPlan {
   readonly #byPlace = new Map<Place['node'], Map<number, Edit>>()
   readonly #stored = new Map<string, OutputTensor>()
+  readonly floats = new Map<string, Floats>()
   readonly quantized: QuantizedPart[] = []
   /** Lines that say which quantized weights are now stored as floats. */
   readonly notes: string[] = []
@@ -100,17 +144,20 @@ class Edits {
   #touched: PlacedPart['info']
 
   constructor(
-    /** The places of the graph in its current state. */
-    public places: ModelPlaces,
+    private readonly model: MergedGraph,
     private readonly opened: OpenAdapters,
-    private readonly modules: ModuleMap | undefined,
   ) {}
 
   all(): Edit[] {
     return [...this.#byPlace.values()].flatMap((edits) => [...edits.values()])
   }
 
-  async note(fit: FitProblems, part: OpenPart, work: () => void | Promise<void>, before?: LowrankError): Promise<void> {
+  async note(
+    fit: FitProblems,
+    part: OpenPart,
+    before: LowrankError | undefined,
+    work: () => Promise<void>,
+  ): Promise<void> {
     this.#touched = undefined
     let problem = before
     try {
@@ -125,111 +172,75 @@ class Edits {
     fit.parts.push({ name, info: problem === undefined ? (this.#touched ?? replacement) : undefined, problem })
   }
 
-  async addLinears(share: GraphShare, fit: FitProblems): Promise<void> {
-    const { graph, linears } = this.places
-    const wanted = share.parts.flatMap((part) => {
-      if (part.kind !== 'linear') return []
-      const { weightA, weightB } = part.tensors
-      return { name: part.name, d: weightB.shape[0], k: weightA.shape[1], part }
-    })
-    if (wanted.length === 0) return
-    const { value: placed, problems } = attempt(() => placeLayers(graph, linears, wanted))
-    fit.problems.push(...problems)
-    if (placed === undefined && !fit.listsAll) return
-    for (const layer of wanted) {
-      // If some layer does not fit, place each layer alone to find out which.
-      const alone = placed === undefined ? attempt(() => placeLayers(graph, linears, [layer])) : undefined
-      const mine = alone?.value ?? placed?.filter(({ part }) => part.layer === layer) ?? []
-      const add = () => {
-        for (const { part, linear } of mine) this.#addLinear(share, layer.part, part, linear)
+  async add(share: GraphShare, part: OpenPart, at: Placement): Promise<void> {
+    const { index } = share
+    if (at.kind === 'layer') this.#addLayer(share, part, at)
+    else if (at.kind === 'kernel') {
+      const { weight, bias } = this.#layersOf(share, part)
+      addLayer(this.#at(at, `${part.name}.weight`), weight, 0, `${index}:${part.name}`)
+      this.#addBias(share, part, bias, at.bias)
+    } else if (at.kind === 'stack') {
+      const { weight } = this.#layersOf(share, part)
+      const { isInputMajor, shape } = at.stack
+      const edit = this.#at(at, part.name)
+      edit.layers.push({ ...weight, b: this.#inOrder(weight.b, at.order), isInputMajor, shape, report: part.name })
+      edit.keys.push(`${index}:${part.name}`)
+    } else if (at.kind === 'weight') await this.#replaceWeight(share, part, at)
+    else {
+      const values = this.#replacement(index, part.name, false)
+      const edit = this.#at(at, part.name)
+      const key = `${index}=${part.name}`
+      if (at.start === undefined) replaceTensor(edit, this.opened.sources, this.#shifted(values, at.offset), false, key)
+      else {
+        const rows = Array.from({ length: values.info.shape[0] }, (_, i) => at.start! + i)
+        put(edit, placedAt(values.source, values.info, rows), key)
       }
-      await this.note(fit, layer.part, add, alone?.problems[0])
     }
   }
 
-  #addLinear(
-    share: GraphShare,
-    { name }: FactorPart,
-    part: { readonly name: string; readonly d: number; readonly start: number },
-    linear: Linear,
-  ): void {
-    const { index } = share
-    const { graph } = this.places
-    const { weight: whole, bias: wholeBias } = this.#layersOf(share, name)
-    const ofPart = part.d === whole.d ? whole : layerOfRows(whole, part.start, part.d)
-    const { isQuantized } = linear.form
-    const start = linear.fused?.start ?? 0
-    if (isQuantized) {
-      // Branches also add the bias, so there is nothing more to do.
-      this.#addQuantized({ share, name, part, linear })
+  #addLayer(share: GraphShare, part: OpenPart, at: LayerPlacement): void {
+    const { linear, name, start, d, expert, order } = at
+    const key = `${share.index}:${linear.name}`
+    const inFloats = this.floats.has(linear.output)
+    if (linear.form.isQuantized && !inFloats) {
+      this.#touched ??= { name: linear.weight, shape: [linear.d, linear.k], dtype: linear.form.name }
+      this.quantized.push({ share, at })
       return
     }
-    const layer = { ...ofPart, name: part.name, isInputMajor: !linear.transposed }
-    addLayer(this.#weightOf(linear, name), layer, start, `${index}:${linear.name}`)
-    if (wholeBias === undefined) return
-    const bias = part.d === whole.d ? wholeBias : layerOfRows(wholeBias, part.start, part.d)
-    this.#addBias(share, name, bias, biasOf(graph, linear))
+    const isInputMajor = !linear.transposed
+    const { weight: whole, bias } = this.#layersOf(share, part)
+    if (expert !== undefined) {
+      const ofExpert = expertLayer({ ...whole, b: this.#inOrder(whole.b, order) }, expert, start, d)
+      const edit = this.#weightOf(linear, linear.name)
+      addLayer(edit, { ...ofExpert, isInputMajor, name }, 0, `${key}/${expert}/${start}`)
+      return
+    }
+    const layer = { ...(d === whole.d ? whole : layerOfRows(whole, start, d)), name, isInputMajor }
+    const edit = this.#weightOf(linear, linear.form.isLookup ? linear.name : part.name)
+    addLayer(edit, layer, linear.fused?.start ?? 0, key)
+    if (bias !== undefined && inFloats) {
+      const what = 'a bias of B (lora_bias) cannot be merged into a layer whose integers become floats'
+      throw new UnsupportedError({ where: part.name, what })
+    }
+    this.#addBias(share, part, bias && (d === whole.d ? bias : layerOfRows(bias, start, d)), at.bias)
   }
 
-  #addQuantized(part: QuantizedPart): void {
-    const { form, weight, k, d } = part.linear
-    this.#touched ??= { name: weight, shape: [d, k], dtype: form.name }
-    this.quantized.push(part)
+  #addBias({ index }: GraphShare, { name }: OpenPart, bias: LayerFactors | undefined, at: BiasPlace | undefined): void {
+    if (bias !== undefined && at !== undefined)
+      addLayer(this.#at(at, `${name}.bias`), bias, at.start, `${index}:${name}.bias`)
   }
 
-  addEmbedding(share: GraphShare, { name, tensors: { weightA, weightB } }: FactorPart): void {
-    const { weight: layer } = this.#layersOf(share, name)
-    for (const linear of embeddingsOf(this.places, name, [weightA.shape[1], weightB.shape[0]])) {
-      const { form, transposed } = linear
-      if (form.isQuantized) this.#addQuantized({ share, name, part: { name, d: layer.d, start: 0 }, linear })
-      else {
-        const stored = { ...layer, isInputMajor: !transposed }
-        addLayer(this.#weightOf(linear, linear.name), stored, 0, `${share.index}:${name}`)
-      }
+  async #replaceWeight({ index }: GraphShare, part: OpenPart, at: WeightPlacement): Promise<void> {
+    const { linear, isInputMajor, tokens } = at
+    const isLookup = linear.form.isLookup === true
+    const edit = at.inFloats ? await this.#floatsOf(linear) : this.#weightOf(linear, linear.name)
+    if (tokens !== undefined) {
+      const rows = this.#replacement(index, `${part.module}.weight`, true)
+      replaceRows(edit, rows, linear.transposed === isLookup, `${index}#${part.module}`)
+      return
     }
-  }
-
-  addConvolution(share: GraphShare, { name }: FactorPart): void {
-    const { weight: layer, bias } = this.#layersOf(share, name)
-    const places = ofModule(findConvolutions(this.places.graph), name)
-    if (places.length === 0) refuse(name, 'the graph has no convolution of this name')
-    for (const place of places) {
-      // Convolutions with several groups were refused earlier.
-      if (place.groups !== 1 || place.shape.join() !== layer.shape.join()) {
-        throw shapeError(name, place.shape, layer.shape)
-      }
-      // PEFT applies A without the base's dilation, which no change of the weight can express.
-      if (place.dilations.some((dilation) => dilation !== 1)) refuse(name, 'a dilated convolution cannot be merged')
-      addLayer(this.#at(place, `${name}.weight`), layer, 0, `${share.index}:${name}`)
-      if (bias === undefined) continue
-      this.#addBias(share, name, bias, place.bias && { node: place.node, input: place.bias, start: 0 })
-    }
-  }
-
-  addExperts(share: GraphShare, { name, module, experts }: ParameterView<AdapterTensor>): void {
-    const { graph, linears, config } = this.places
-    const { layers, problems } = this.opened
-    const isPart = (layer: LayerFactors) => layer.adapter === share.index && `${layer.name}.${layer.tensor}` === name
-    const whole = layers.find(isPart)
-    if (whole === undefined) throw problems.find(({ where }) => where?.includes(module)) ?? problems[0]
-    const place = placeExperts(graph, linears, { name, experts, d: whole.d, k: whole.k }, config)
-    const key = `${share.index}:${name}`
-    const layer = { ...whole, b: this.#inOrder(whole.b, place.order) }
-    if (place.stack !== undefined) {
-      const { isInputMajor, shape } = place.stack
-      const edit = this.#at(place.stack, name)
-      edit.layers.push({ ...layer, isInputMajor, shape, report: name })
-      edit.keys.push(key)
-    }
-    for (const ofExpert of place.layers) {
-      const { linear, expert, start } = ofExpert
-      if (linear.form.isQuantized) {
-        this.#addQuantized({ share, name, part: { name: linear.name, d: linear.d, start, ofExpert, ...place }, linear })
-        continue
-      }
-      const stored = { ...expertLayer(layer, expert, start, linear.d), isInputMajor: !linear.transposed }
-      addLayer(this.#weightOf(linear, linear.name), { ...stored, name: linear.name }, 0, `${key}/${expert}/${start}`)
-    }
+    const values = this.#replacement(index, part.name, false)
+    replaceTensor(edit, this.opened.sources, values, isInputMajor === linear.transposed, `${index}=${part.name}`)
   }
 
   /** B with its rows in the order that the graph has. */
@@ -245,79 +256,15 @@ class Edits {
     return { ...b, offset: 0, source: sources.push(source) - 1 }
   }
 
-  #addBias({ index }: GraphShare, name: string, bias: LayerFactors, place?: (Place & { start: number }) | 0): void {
-    if (!place) {
-      throw new MismatchError({
-        where: name,
-        what: 'the adapter has a bias of B (lora_bias), but the graph has no bias here to add it to',
-      })
-    }
-    addLayer(this.#at(place, `${name}.bias`), bias, place.start, `${index}:${name}.bias`)
-  }
-
-  async addReplacement({ index, adapter }: GraphShare, part: ReplacementView<AdapterTensor>): Promise<void> {
-    const { name } = part
-    const key = `${index}=${name}`
-    const values = this.#replacement(index, name, false)
-    const { sources } = this.opened
-    const view = { ...part.tensors.weight, ...part, shape: this.#shapeBefore(part) }
-    const isReplaced = (tensor: string) => adapter.parts().some(({ name: replacedName }) => replacedName === tensor)
-    for (const place of await placeReplacement(this.places, view, adapter.config.fanInFanOut, isReplaced)) {
-      if (place.kind === 'weight') {
-        const { module, isInputMajor } = place
-        if (!part.isTrained && (await this.#isCopy(place, values))) continue
-        const linear = await this.#inFloats(place.linear)
-        const isTurned = isInputMajor === linear.transposed
-        replaceTensor(this.#weightOf(linear, module), sources, values, isTurned, key)
-      } else if (place.kind === 'bias') {
-        const { bias, linear } = place
-        const edit = this.#at(bias, name)
-        if (bias.width === linear.d) replaceTensor(edit, sources, values, false, key)
-        else {
-          const { shape } = values.info
-          const rows = Array.from({ length: shape[0] }, (_, i) => bias.start + i)
-          put(edit, placedAt(values.source, values.info, rows), key)
-        }
-      } else replaceTensor(this.#at(place.place, name), sources, this.#shifted(values, place.offset), false, key)
-    }
-  }
-
-  /** Returns the shape of a replaced tensor, with as many rows as the base has if its vocabulary has grown. */
-  #shapeBefore({ name, module, tensors }: ReplacementView<AdapterTensor>): readonly number[] {
-    const { shape } = tensors.weight
-    if (shape.length !== 2 || !name.endsWith('.weight') || !isVocabularyModule(module)) return shape
-    const [embedding] = ofModule(this.places.embeddings, module)
-    const [head] = ofModule(this.places.linears, module)
-    const rows = head?.isHead && head.k === shape[1] ? head.d : shape[0]
-    return embedding?.d === shape[1] ? [embedding.k, shape[1]] : [rows, shape[1]]
-  }
-
-  /**
-   * Replaces rows of an embedding or of the output layer. If the two are tied, rows of the embedding are replaced in
-   * the output layer too, unless the adapter has rows for it.
-   */
-  async addRows({ index, adapter }: GraphShare, part: TokenRowsView<AdapterTensor>): Promise<void> {
-    const { module, tensors } = part
-    const key = `${index}#${module}`
-    const rows = this.#replacement(index, `${module}.weight`, true)
-    const view = { ...tensors.weight, ...part }
-    const isReplaced = (tied: string) => {
-      return adapter.parts().some((view) => view.kind === 'token-rows' && view.module === tied)
-    }
-    for (const place of await placeTokenRows(this.places, view, isReplaced)) {
-      const linear = await this.#inFloats(place)
-      const isByColumns = linear.transposed === (linear.form.isLookup === true)
-      replaceRows(this.#weightOf(linear, linear.name), rows, isByColumns, key)
-    }
-  }
-
-  #layersOf({ index }: GraphShare, module: string): { weight: LayerFactors; bias: LayerFactors | undefined } {
+  #layersOf({ index }: GraphShare, part: OpenPart): { weight: LayerFactors; bias: LayerFactors | undefined } {
     const { layers, problems } = this.opened
-    const ofModule = layers.filter(({ name, adapter }) => name === module && adapter === index)
-    const weight = ofModule.find(({ tensor }) => tensor === 'weight')
+    const nameOf = ({ name, tensor, experts }: LayerFactors) => (experts === undefined ? name : `${name}.${tensor}`)
+    const ofPart = layers.filter((layer) => nameOf(layer) === part.name && layer.adapter === index)
+    const weight = ofPart.find(({ tensor }) => tensor !== 'bias')
     // If the layer is missing, its factors could not be merged. Throw that problem.
-    if (weight === undefined) throw problems.find(({ where }) => where === module) ?? problems[0]
-    return { weight, bias: ofModule.find(({ tensor }) => tensor === 'bias') }
+    if (weight === undefined)
+      throw problems.find(({ where }) => where === part.name || where === part.module) ?? problems[0]
+    return { weight, bias: ofPart.find(({ tensor }) => tensor === 'bias') }
   }
 
   #replacement(index: number, tensor: string, isRows: boolean): BaseReplacement {
@@ -329,44 +276,35 @@ class Edits {
     })!
   }
 
-  async #isCopy(place: WeightPlace, { info, source }: BaseReplacement): Promise<boolean> {
-    const { k, d } = place.linear
-    if (elementCount(info.shape) !== k * d) return false
-    const { model, graph } = this.places
-    const rowBytes = info.byteLength / info.shape[0]
-    return isBaseCopy({ model, graph }, place, async (first, count) => {
-      const bytes = await this.opened.sources[source].read(info.offset + first * rowBytes, count * rowBytes)
-      return decodeWeights(bytes, info.dtype as WeightDtype)
-    })
-  }
-
-  /** Turns a quantized layer into a layer of floats, which can hold any values. */
-  async #inFloats(linear: Linear): Promise<Linear> {
-    if (!linear.form.isQuantized) return linear
-    const { model, graph } = this.places
-    const { name, dataType, transposed, k, d, layout } = linear
-    const dtype = FLOAT_DTYPES[dataType] ?? refuse(name, 'its type of floats cannot be written', dataTypeName(dataType))
+  /** The place of a quantized weight that is stored as floats, which can hold any values. */
+  async #floatsOf(linear: Linear): Promise<Edit> {
+    const { graph, onnx } = this.model
+    const { name, dataType, transposed, k, d, layout, output, node } = linear
+    const known = this.floats.get(output)
+    if (known !== undefined) {
+      this.#touched ??= known.edit.base.base
+      return known.edit
+    }
     const shape = transposed ? [d, k] : [k, d]
-    const byteLength = byteLengthOf(dataType, shape)!
-    const stored = dimsOf(graph.constant(linear.weight) as TensorProto)
-    const before = byteLengthOf((graph.constant(linear.weight) as TensorProto).dataType, stored) ?? 0
-    const read = await linear.form.openLines(model, graph, linear)
-    const source = madeSource(name, byteLength, async () => encodeFloats(await read(0, shape[0]), dtype))
-    const weight = toFloats(graph, linear, { location: `${name}/floats`, byteLength })
-    this.opened.sources.push(source)
-    const files = new Map(model.files).set(`${name}/floats`, source)
-    const withFloats = new OnnxModel(model.name, model.fileName, model.proto, files)
+    const [dtype, byteLength] = [FLOAT_DTYPES[dataType]!, byteLengthOf(dataType, shape)!]
+    const read = await linear.form.openLines(onnx, graph, linear)
+    const make = async () => encodeFloats(await read(0, shape[0]), dtype)
+    const source = madeSource(name, byteLength, make)
+    const weight = `${name}.weight`
+    const base = { name: weight, dtype, shape, offset: 0, byteLength }
+    const tensor = { name: weight, dtype, base, source: this.opened.sources.push(source) - 1, layers: [], rows: [] }
+    const edit = this.#edit({ node, input: linear.form.isLookup ? 0 : 1 }, weight, output, {
+      ...tensor,
+      isReplaced: false,
+    })
+    this.floats.set(output, { linear, edit, location: `${name}/floats`, source })
+    const { dataType: type, ...stored } = graph.constant(linear.weight) as TensorProto
+    const before = byteLengthOf(type, stored.dims.map(Number)) ?? 0
     const [was, is] = [before, byteLength].map((bytes) => `${(bytes / 1e6).toFixed(1)} MB`)
     this.notes.push(
       `${name}: ${layout} cannot hold the adapter's values, so they are stored as floats (${is} instead of ${was})`,
     )
-    this.places = {
-      ...this.places,
-      model: withFloats,
-      linears: findLinears(graph, this.modules),
-      embeddings: findEmbeddings(graph),
-    }
-    return [...this.places.linears, ...this.places.embeddings].find((linear) => linear.weight === weight)!
+    return edit
   }
 
   #shifted(values: BaseReplacement, offset: number): BaseReplacement {
@@ -384,16 +322,21 @@ class Edits {
   }
 
   #weightOf(linear: Linear, module: string): Edit {
-    refuseUnmergeable(linear)
-    return this.#at({ node: linear.node, input: linear.form.isLookup ? 0 : 1 }, `${module}.weight`)
+    const { edit } = this.floats.get(linear.output) ?? {}
+    if (edit !== undefined) this.#touched ??= edit.base.base
+    return edit ?? this.#at({ node: linear.node, input: linear.form.isLookup ? 0 : 1 }, `${module}.weight`)
   }
 
   #at({ node, input }: Place, name: string): Edit {
-    const ofNode = this.#byPlace.get(node) ?? new Map<number, Edit>()
-    this.#byPlace.set(node, ofNode)
-    const weight = storedValue(this.places.graph, node.input[input])
+    const weight = storedValue(this.model.graph, node.input[input])
     const base = this.#stored.get(weight) ?? this.#storedTensor(weight, node.name)
     this.#stored.set(weight, base)
+    return this.#edit({ node, input }, name, weight, base)
+  }
+
+  #edit({ node, input }: Place, name: string, weight: string, base: OutputTensor): Edit {
+    const ofNode = this.#byPlace.get(node) ?? new Map<number, Edit>()
+    this.#byPlace.set(node, ofNode)
     const edit = ofNode.get(input) ?? { node, input, name, weight, base, layers: [], placed: undefined, keys: [] }
     ofNode.set(input, edit)
     this.#touched ??= base.base
@@ -401,7 +344,7 @@ class Edits {
   }
 
   #storedTensor(weight: string, node: string): OutputTensor {
-    const { model, graph } = this.places
+    const { onnx: model, graph } = this.model
     const { sources } = this.opened
     const stored = graph.constant(weight) as TensorProto
     const dtype = FLOAT_DTYPES[stored.dataType]
@@ -488,15 +431,4 @@ function madeSource(name: string, byteLength: number, make: () => Promise<Uint8A
     return (await made).read(offset, length)
   }
   return { name, byteLength, read, close: async () => {} }
-}
-
-function refuseUnmergeable({ node }: Linear): void {
-  const alpha = node.opType === 'Gemm' ? floatAttribute(node, 'alpha', 1) : 1
-  if (alpha === 1) return
-  throw new UnsupportedError({
-    where: `node ${node.name}`,
-    what: 'a Gemm whose alpha is not 1 cannot be merged into',
-    got: `alpha ${alpha}`,
-    hint: 'Use the adapter at run time',
-  })
 }

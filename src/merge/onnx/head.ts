@@ -27,12 +27,12 @@ export interface MergedHead {
 }
 
 /** Finds the place of the adapters' head. Returns undefined if they bring no head that is known. */
-export async function findMergedHead(
+export function findMergedHead(
   graph: Graph,
   linears: readonly Linear[],
   config: ModelConfig,
   adapters: readonly Pick<GraphShare, 'adapter' | 'parts'>[],
-): Promise<MergedHead | undefined> {
+): MergedHead | undefined {
   const heads: MergedHead[] = []
   for (const { adapter, parts } of adapters) {
     const replacements = parts.flatMap((part) => (part.kind === 'replacement' ? part : []))

@@ -6,16 +6,17 @@ import { roleOf } from '../../model/graph-file.js'
 import { findEmbeddings } from '../../model/match/forms/lookup.js'
 import { findLinears } from '../../model/match/linears.js'
 import { missingError } from '../../model/match/match.js'
-import { spreadAdapter, unusedPoolers } from '../../model/match/spread.js'
+import { placedAdapter } from '../../model/place/placement.js'
+import { spreadAdapter, unusedPoolers } from '../../model/place/spread.js'
 import { type OnnxFile, planOnnx } from '../../onnx/format/layout.js'
 import { loadOnnx, type OnnxModel } from '../../onnx/format/model.js'
 import { Graph } from '../../onnx/view/graph.js'
 import type { OpenBase, PlanInput } from '../parts.js'
 import type { GraphShare, OpenAdapters } from '../plan/adapters.js'
 import type { Config, WrittenGraph } from '../plan/config-edit.js'
-import { FitProblems } from '../plan/fit-problems.js'
+import type { FitProblems } from '../plan/fit-problems.js'
 import { coalesce, type Literal, type OutputFile, type Segment, segmentsOf } from '../plan/layout.js'
-import { collectEdits } from './edits.js'
+import { linesOf } from './edits.js'
 import { findMergedHead } from './head.js'
 import { type OnnxMergePlan, planOnnxMerge } from './plan.js'
 
@@ -105,8 +106,8 @@ async function spreadAll(
   const graphs = bases.map(({ model, path }) => {
     const graph = new Graph(model.proto)
     const linears = findLinears(graph, modules)
-    const places = { model, graph, linears, config: config?.values ?? {}, embeddings: findEmbeddings(graph) }
-    return { ...places, role: roleOf(path), name: path }
+    const found = { graph, linears, config: config?.values ?? {}, embeddings: findEmbeddings(graph) }
+    return { ...found, use: 'merge', onnx: model, role: roleOf(path), name: path } as const
   })
   const shares: GraphShare[][] = bases.map(() => [])
   const warnings: string[] = []
@@ -123,19 +124,15 @@ async function spreadAll(
       shares[0].push(share)
       continue
     }
-    const heads = await Promise.all(
-      graphs.map(({ graph, linears, config }) => {
-        return findMergedHead(graph, linears, config, [share]).catch((error) => fit.refused(error))
-      }),
+    const heads = graphs.map(({ graph, linears, config }) =>
+      fit.note(() => findMergedHead(graph, linears, config, [share])),
     )
-    const hasPlace = async (i: number, name: string) => {
-      if (heads[i]?.placed.tensors.has(name)) return true
-      const scratch = new FitProblems()
-      const parts = share.parts.filter((part) => part.name === name)
-      await collectEdits(graphs[i], [{ ...share, parts }], opened, scratch)
-      return scratch.problems.length === 0
-    }
-    const { parts: partsOfGraphs, missing } = await spreadAdapter(graphs, share.parts, hasPlace)
+    const { parts: partsOfGraphs, missing } = await spreadAdapter(
+      graphs,
+      placedAdapter(share.adapter, share.parts),
+      linesOf(opened, share.index),
+      heads.map((head) => head?.placed.tensors),
+    )
     if (missing.length > 0) {
       const linears = graphs.flatMap(({ linears }) => linears.map(({ name }) => name))
       const paths = bases.map(({ path }) => path)

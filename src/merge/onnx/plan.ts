@@ -7,7 +7,7 @@ import { cacheBranches, takeBranchWithoutCache } from '../../model/inputs/cache.
 import { findEmbeddings } from '../../model/match/forms/lookup.js'
 import { findLinears } from '../../model/match/linears.js'
 import { biasOf } from '../../model/match/parameters.js'
-import type { ModelPlaces } from '../../model/match/stored-places.js'
+import type { PlacedModel } from '../../model/place/placement.js'
 import {
   type NodeProto,
   type TensorProto,
@@ -26,7 +26,7 @@ import type { ModelConfig } from '../plan/config-edit.js'
 import type { FitProblems } from '../plan/fit-problems.js'
 import type { OutputTensor } from '../plan/layout.js'
 import { notGrown } from '../plan/plan.js'
-import { collectEdits, type Edit } from './edits.js'
+import { type Edit, planEdits, storeFloats } from './edits.js'
 import { findMergedHead, headEdit, writeHead } from './head.js'
 import { mergeBranches, type QuantizedLayer, readQuantized, refuseDoraSums } from './quantized.js'
 
@@ -46,29 +46,28 @@ export async function planOnnxMerge(
 ) {
   const graph = new Graph(base.proto)
   let linears = findLinears(graph, modules)
-  const findHead = () => findMergedHead(graph, linears, config, shares).catch((error) => fit.refused(error))
-  let head = await findHead()
+  const findHead = () => fit.note(() => findMergedHead(graph, linears, config, shares))
+  let head = findHead()
   if (head?.isReplaced === false && head.placed.input.rows === 'last' && cacheBranches(graph).length > 0) {
     // A head reads whole texts, so the branch that reads a cache is dropped. The head's input may lie inside the If.
     takeBranchWithoutCache(graph)
     graph.prune()
     linears = findLinears(graph, modules)
-    head = await findHead()
+    head = findHead()
   }
   const isElsewhere = ({ adapter }: GraphShare, tensor: string) =>
     head?.isReplaced === false && head.adapter === adapter && head.placed.tensors.has(tensor)
   if (head?.isReplaced === false) {
     fit.notes.push(`it brings a head, which the base has not: ${[...head.placed.tensors].join(', ')}`)
   }
-  const found = { model: base, graph, linears, config, embeddings: findEmbeddings(graph) }
-  const collected = await collectEdits(found, shares, opened, fit, modules, isElsewhere)
-  const { edits, quantized: parts, places, notes } = collected
-  const { model } = places
-  linears = [...places.linears]
-  const vocabulary = fit.note(() => resizeVocabulary(places, edits))
+  const merged = { onnx: base, graph, linears, config, embeddings: findEmbeddings(graph), use: 'merge' } as const
+  const { edits, quantized: parts, floats, notes } = await planEdits(merged, shares, opened, fit, isElsewhere)
+  const resized = fit.note(() => grownVocabulary(merged, edits))
   fit.vocabulary ??= linears.find(({ isHead }) => isHead)?.d ?? null
   if (fit.problems.length > 0 || fit.listsAll) return undefined
-  if (sign === -1 && parts.length > 0) throw noUnmerge(parts[0].name)
+  if (sign === -1 && parts.length > 0) throw noUnmerge(parts[0].at.part)
+  const model = storeFloats(base, graph, floats)
+  if (resized !== undefined) resizeVocabulary(graph, resized)
   const inSubgraphs = new Set(graph.nodes.flatMap(implicitInputs))
   const targets = new Map<string, OutputTensor>()
   // Places that read the same tensor and change it in the same way share the result.
@@ -91,7 +90,7 @@ export async function planOnnxMerge(
   await mergeBranches(model, graph, quantized)
   const added = head?.isReplaced === false ? await writeHead(graph, linears, head) : []
   return {
-    ...{ model, proto: graph.toModel(), targets, vocabulary, added, notes },
+    ...{ model, proto: graph.toModel(), targets, vocabulary: resized?.vocabulary, added, notes },
     head: head && (await headEdit(config, head)),
     reports: [...targets.values()].flatMap(({ layers }) => layers.flatMap(({ report }) => report ?? [])),
     /** The layers with quantized weights beside which the adapters' factors were added. */
@@ -149,8 +148,14 @@ function isNeeded(graph: Graph, value: string): boolean {
   )
 }
 
-/** Gives the graph the size of a grown vocabulary, and returns this size, or undefined if the vocabulary stays. */
-function resizeVocabulary({ graph, linears, embeddings }: ModelPlaces, edits: readonly Edit[]) {
+interface Resized {
+  /** The rows before. */
+  readonly rows: number
+  readonly vocabulary: number
+}
+
+/** Returns the size of a grown vocabulary, or undefined if the vocabulary stays. Throws if a module does not grow. */
+function grownVocabulary({ graph, linears, embeddings }: PlacedModel, edits: readonly Edit[]): Resized | undefined {
   const grown = edits.filter(
     ({ base, placed }) => placed?.base && formatShape(placed.base.shape) !== formatShape(base.base.shape),
   )
@@ -170,6 +175,10 @@ function resizeVocabulary({ graph, linears, embeddings }: ModelPlaces, edits: re
       .map(({ name, d }) => ({ name, width: d })),
   ]
   for (const { name, width } of left) throw notGrown(name, first, vocabulary, [rows, width])
+  return { rows, vocabulary }
+}
+
+function resizeVocabulary(graph: Graph, { rows, vocabulary }: Resized): void {
   const lastOf = (info: ValueInfoProto) => {
     const type = info.type?.value
     return type?.case === 'tensorType' ? type.value.shape?.dim.at(-1) : undefined
@@ -182,5 +191,4 @@ function resizeVocabulary({ graph, linears, embeddings }: ModelPlaces, edits: re
     lastOf(resized)!.value = { case: 'dimValue', value: BigInt(vocabulary) }
     return resized
   })
-  return vocabulary
 }

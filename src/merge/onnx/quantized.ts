@@ -8,40 +8,32 @@ import type { LoraLayer } from '../../lora/layer.js'
 import type { LinearValues } from '../../lora/run-adapter.js'
 import { addBranches, type BranchValues } from '../../model/inject/add-branches.js'
 import { affineOf } from '../../model/inject/affine.js'
-import { type ExpertPlace, layerOfExpert, type RowOrder } from '../../model/match/experts.js'
 import type { Linear } from '../../model/match/linears.js'
 import { findBranches } from '../../model/match/merged-branches.js'
 import { layerOfPart } from '../../model/match/packed.js'
+import { layerOfExpert } from '../../model/place/experts.js'
+import type { LayerPlacement } from '../../model/place/placement.js'
 import type { OnnxModel } from '../../onnx/format/model.js'
 import type { Graph } from '../../onnx/view/graph.js'
 import type { GraphShare } from '../plan/adapters.js'
 
 export interface QuantizedPart {
   readonly share: GraphShare
-  readonly name: string
-  readonly part: {
-    readonly name: string
-    readonly d: number
-    readonly start: number
-    /** The expert whose layer this is, and the order of its rows. */
-    readonly ofExpert?: ExpertPlace['layers'][number]
-    readonly order?: RowOrder
-  }
-  readonly linear: Linear
+  readonly at: LayerPlacement
 }
 
 export type QuantizedLayer = Awaited<ReturnType<typeof readQuantized>>
 
-export async function readQuantized({ share, name, part, linear }: QuantizedPart) {
+export async function readQuantized({ share, at }: QuantizedPart) {
   const { adapter, index, weight } = share
+  const { part: name, linear, expert } = at
   const read = await adapter.read(name)
-  const { ofExpert, order } = part
   const layer =
-    ofExpert !== undefined
-      ? layerOfExpert(read as ExpertLora, { order }, ofExpert)
+    expert !== undefined
+      ? layerOfExpert(read as ExpertLora, at)
       : read.kind === 'embedding'
         ? read.product
-        : layerOfPart({ ...part, k: linear.k, layer: read as LoraLayer })
+        : layerOfPart({ ...at, k: linear.k, layer: read as LoraLayer })
   return { adapter: index, name, layer, linear, weight }
 }
 

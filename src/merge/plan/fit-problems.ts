@@ -1,6 +1,6 @@
 // Collects the problems of a plan instead of throwing them, so that a report of an adapter's fit has all of them.
 
-import { attempt, LowrankError } from '../../core/base/errors.js'
+import { attempt, type LowrankError } from '../../core/base/errors.js'
 
 export interface PlacedPart {
   readonly name: string
@@ -23,11 +23,6 @@ export class FitProblems {
   add(...problems: readonly LowrankError[]): void {
     this.problems.push(...problems)
     this.whole.push(...problems)
-  }
-
-  refused(error: unknown): undefined {
-    if (!(error instanceof LowrankError)) throw error
-    this.add(error)
   }
 
   note<T>(work: () => T): T | undefined {

@@ -36,7 +36,7 @@ export interface AdapterHead {
 }
 
 /** Reads the head of an adapter. Returns undefined if none of the tensors that it replaces belong to a head. */
-export async function readHead(base: HeadBase, adapter: LoraAdapter): Promise<AdapterHead | undefined> {
+export function readHead(base: HeadBase, adapter: LoraAdapter): AdapterHead | undefined {
   const { graph } = base
   const form = headOfType(adapter.config.taskType, base)
   if (form === undefined) return undefined

@@ -1,27 +1,32 @@
 // Parts that most adapters lack: heads, DoRA, biases, embeddings, convolutions, values that replace the base's.
 
-import { LowrankError, UnsupportedError } from '../../core/base/errors.js'
+import { attempt, UnsupportedError } from '../../core/base/errors.js'
 import { transpose } from '../../core/base/tensor.js'
-import type { LoraAdapter } from '../../lora/adapter.js'
-import type { ConvolutionLora } from '../../lora/kinds/convolution.js'
+import type { AdapterPart, LoraAdapter } from '../../lora/adapter.js'
 import type { EmbeddingLora } from '../../lora/kinds/embedding.js'
-import { joinedFactors } from '../../lora/kinds/experts.js'
+import { type ExpertLora, joinedFactors } from '../../lora/kinds/experts.js'
 import type { Replacement, TokenRows } from '../../lora/kinds/stored.js'
-import { rowsName } from '../../lora/part.js'
+import type { LoraLayer } from '../../lora/layer.js'
 import { requireUnchangedBase } from '../../lora/requirements.js'
-import type { LinearValues } from '../../lora/run-adapter.js'
+import type { LinearValues, RunAdapter } from '../../lora/run-adapter.js'
 import { affineOf, ownBias } from '../../model/inject/affine.js'
 import { checkVector, type VectorPlaces } from '../../model/inject/other-sites.js'
-import { isBaseCopy } from '../../model/match/base-copies.js'
-import { layerOfExpert, placeExperts, rowOfPeft } from '../../model/match/experts.js'
 import { findEmbeddings } from '../../model/match/forms/lookup.js'
-import { findPointwise } from '../../model/match/forms/pointwise.js'
 import type { Linear } from '../../model/match/linears.js'
-import { ofModule } from '../../model/match/module-names.js'
-import { type BiasPlace, findConvolutions, shapeError } from '../../model/match/parameters.js'
-import { placeAdapter } from '../../model/match/place-adapter.js'
+import { layerOfPart } from '../../model/match/packed.js'
 import { readVector } from '../../model/match/read-base-tensor.js'
-import { embeddingsOf, type ModelPlaces, placeReplacement, placeTokenRows } from '../../model/match/stored-places.js'
+import { layerOfExpert, rowOfPeft } from '../../model/place/experts.js'
+import { linesOf, readFacts } from '../../model/place/facts.js'
+import { place, placedOrThrow } from '../../model/place/place.js'
+import {
+  type LayerPlacement,
+  type PlacedModel,
+  placedAdapter,
+  type VectorPlacement,
+} from '../../model/place/placement.js'
+import { type ModelGraph, shareAdapter } from '../../model/place/spread.js'
+import type { OnnxModel } from '../../onnx/format/model.js'
+import type { Graph } from '../../onnx/view/graph.js'
 import { mixableOf } from './choice.js'
 import { readHead } from './heads.js'
 import type { AdapterParts, SessionGraph } from './parts.js'
@@ -39,27 +44,31 @@ export async function readOtherParts(
   adapter: LoraAdapter,
 ): Promise<AdapterParts> {
   const hasHead = adapter.parts('replacement').length > 0
-  const head = hasHead ? await readHead({ config, graph, linears }, adapter) : undefined
+  const head = hasHead ? readHead({ config, graph, linears }, adapter) : undefined
   const names = adapter.parts().flatMap(({ name }) => (head?.tensors.has(name) === true ? [] : [name]))
   const parts = adapter.only(new Set(names))
   requireUnchangedBase(parts, 'adapters of sessions')
-  const places = { model: onnx, graph, linears, embeddings: findEmbeddings(graph), config }
-  const sites = await adapterSites(places, parts)
+  const model = { graph, linears, embeddings: findEmbeddings(graph), config, use: 'session' } as const
+  const sites = await adapterSites(onnx, model, parts)
   const scaled = [...parts.parts('linear'), ...parts.parts('embedding')]
   const scales = scaled.some(({ magnitude }) => magnitude !== undefined)
   const mixable = mixableOf(sites.factors, scales)
   return { ...sites, about: { head, chatTemplate: adapter.chatTemplate, ...mixable } }
 }
 
-export async function hasPlace(session: SessionGraph, adapter: LoraAdapter, part: string): Promise<boolean> {
-  try {
-    const head = await readHead({ ...session, config: session.base.config ?? {} }, adapter)
-    if (head?.tensors.has(part) !== true) await readOtherParts(session, adapter.only(new Set([part])))
-    return true
-  } catch (error) {
-    if (error instanceof LowrankError) return false
-    throw error
-  }
+/** Spreads an adapter over the graphs of a session. `tell` gets the names of layers that are left out. */
+export function shareOver(
+  graphs: readonly (SessionGraph & { readonly role: string })[],
+  adapter: RunAdapter,
+  allowsMissing: boolean,
+  tell: (layers: readonly string[]) => void,
+): Promise<RunAdapter[]> {
+  const models = graphs.map(({ base: { onnx, config = {} }, role, graph, linears }): ModelGraph => {
+    const model = { graph, linears, embeddings: findEmbeddings(graph), config, use: 'session' } as const
+    return { ...model, role: role as ModelGraph['role'], name: onnx.fileName, onnx }
+  })
+  const heads = models.map((model) => attempt(() => readHead(model, adapter as LoraAdapter)).value?.tensors)
+  return shareAdapter(models, adapter, allowsMissing, tell, heads)
 }
 
 interface LinearParts {
@@ -68,7 +77,12 @@ interface LinearParts {
   layer?: LinearValues
   /** (k, d) or (k, 1 + m) */
   replaced?: ReplacedValues
-  bias?: { readonly place: BiasPlace; readonly values: Float32Array }
+  bias?: { readonly at: VectorPlacement; readonly values: Float32Array }
+}
+
+interface Base {
+  readonly onnx: OnnxModel
+  readonly graph: Graph
 }
 
 interface LookupParts {
@@ -80,100 +94,69 @@ interface LookupParts {
 }
 
 /**
- * Finds the place of each part in the graph. Reads base weights if the adapter has DoRA or replaced biases, and to see
- * if embeddings are tied.
+ * Gathers what the adapter brings to each place. Reads base weights if the adapter has DoRA or replaced biases, and to
+ * see if embeddings are tied.
  */
-async function adapterSites(places: ModelPlaces, adapter: LoraAdapter): Promise<AdapterSites> {
-  const { model, graph } = places
+async function adapterSites(onnx: OnnxModel, model: PlacedModel, adapter: LoraAdapter): Promise<AdapterSites> {
+  const { graph } = model
+  const base = { onnx, graph }
   const linears = new Map<string, LinearParts>()
   const lookups = new Map<string, LookupParts>()
   const vectors = new Map<string, VectorPlaces & { base: Float32Array; values: Float32Array }>()
+  const factors = new Map<string, SiteFactors>()
   const linearOf = (linear: Linear, name = linear.name) =>
     entry<LinearParts>(linears, linear.name, () => ({ linear, name }))
   const lookupOf = (embedding: Linear) =>
     entry<LookupParts>(lookups, embedding.name, () => ({ embedding, name: embedding.name }))
-  const layers = adapter.parts('linear')
-  const placed = layers.length === 0 ? [] : placeAdapter(graph, places.linears, layers, true)
-  for (const { name, layer, linear } of placed) linearOf(linear, name).layer ??= layer
-  for (const layer of adapter.parts('embedding')) {
-    for (const embedding of embeddingsOf(places, layer.name, [layer.vocabulary, layer.features])) {
-      lookupOf(embedding).layer = layer
-    }
-  }
-  for (const layer of adapter.parts('convolution')) {
-    for (const linear of pointwiseOf(places, layer)) linearOf(linear).layer = layer.pointwise
-  }
-  const stacks = new Map<string, SiteFactors>()
-  for (const part of adapter.parts('parameter')) {
-    const place = placeExperts(graph, places.linears, part, places.config)
-    for (const layer of place.layers) linearOf(layer.linear, part.name).layer = layerOfExpert(part, place, layer)
-    if (place.stack === undefined) continue
-    const { name, rank, scaling, d } = part
-    const rows = Array.from({ length: d }, (_, row) => rowOfPeft(place.order, row, d))
-    const joined = joinedFactors(part, rows, place.stack.isInputMajor)
-    stacks.set(name, { ...NOTHING, ...layerFactors(name, { rank, scaling, ...joined }), kind: 'linear' })
-  }
-  for (const tensor of adapter.parts('replacement')) {
-    const isReplaced = (name: string) => adapter.has(name)
-    for (const place of await placeReplacement(places, tensor, adapter.config.fanInFanOut, isReplaced)) {
-      if (place.kind === 'weight') {
-        if (!tensor.isTrained && (await isBaseCopy(places, place, linesOf(tensor)))) continue
-        if (place.linear.form.isLookup) lookupOf(place.linear).replaced = rowsOf(tensor)
-        else linearOf(place.linear).replaced = whole(tensor, place.isInputMajor)
-      } else if (place.kind === 'bias') {
-        linearOf(place.linear).bias = { place: place.bias, values: valuesOf(tensor) }
-      } else {
-        checkVector(tensor.name, place.place)
-        const { offset } = place
-        const { node, input } = place.place
-        const base = await readVector(model, graph, node.input[input], tensor.name)
-        const vector = entry(vectors, tensor.name, () => {
-          return { name: tensor.name, places: [], base, values: valuesOf(tensor).map((value) => value + offset) }
-        })
-        vectors.set(tensor.name, { ...vector, places: [...vector.places, place.place] })
-      }
-    }
-  }
-  for (const rows of adapter.parts('token-rows')) {
-    for (const place of await placeTokenRows(places, rows, (module) => adapter.has(rowsName(module)))) {
-      const parts = place.form.isLookup ? lookupOf(place) : linearOf(place)
+  const placed = placedAdapter(adapter)
+  const placements = placedOrThrow(place(model, placed, await readFacts(onnx, model, placed, linesOf(adapter))))
+  for (const at of placements) {
+    const part = adapter.get(at.part)!
+    if (at.kind === 'layer') {
+      if (part.kind === 'embedding') lookupOf(at.linear).layer = part
+      else linearOf(at.linear, part.name).layer ??= layerOf(part, at)
+    } else if (at.kind === 'stack') {
+      const { name, rank, scaling, d } = part as ExpertLora
+      const rows = Array.from({ length: d }, (_, row) => rowOfPeft(at.order, row, d))
+      const joined = joinedFactors(part as ExpertLora, rows, at.stack.isInputMajor)
+      factors.set(name, { ...NOTHING, ...layerFactors(name, { rank, scaling, ...joined }), kind: 'linear' })
+    } else if (at.kind === 'weight' && part.kind === 'replacement') {
+      if (at.linear.form.isLookup) lookupOf(at.linear).replaced = rowsOf(part)
+      else linearOf(at.linear).replaced = whole(part, at.isInputMajor)
+    } else if (at.kind === 'weight') {
+      const rows = part as TokenRows
+      const parts = at.linear.form.isLookup ? lookupOf(at.linear) : linearOf(at.linear)
       // If the vocabulary has grown, PEFT also saves the whole embedding: the trained rows are written into it.
       const isWhole = parts.replaced !== undefined && parts.replaced.lines === undefined
-      if (isWhole) putRows(parts.replaced!, rows, place)
-      else parts.replaced = place.form.isLookup ? rowsOf(rows, rows.indices) : columnsOf(rows, place.k)
+      if (isWhole) putRows(parts.replaced!, rows, at.linear)
+      else parts.replaced = at.linear.form.isLookup ? rowsOf(rows, rows.indices) : columnsOf(rows, at.linear.k)
+    } else if (at.kind === 'vector') {
+      const values = valuesOf(part as Replacement)
+      if (at.linear !== undefined) {
+        linearOf(at.linear).bias = { at, values }
+        continue
+      }
+      const { node, input, offset } = at
+      checkVector(at.part, at)
+      const own = await readVector(onnx, graph, node.input[input], at.part)
+      const vector = entry(vectors, at.part, () => {
+        return { name: at.part, places: [], base: own, values: values.map((value) => value + offset) }
+      })
+      vectors.set(at.part, { ...vector, places: [...vector.places, at] })
     }
   }
-  const factors = new Map<string, SiteFactors>(stacks)
-  for (const [name, parts] of linears) factors.set(name, await linearFactors(places, parts))
-  for (const [name, parts] of lookups) factors.set(name, await lookupFactors(places, parts))
+  for (const [name, parts] of linears) factors.set(name, await linearFactors(base, parts))
+  for (const [name, parts] of lookups) factors.set(name, await lookupFactors(base, parts))
   for (const [name, { values }] of vectors) {
     factors.set(name, { ...NOTHING, kind: 'vector', replaced: { data: values, lines: undefined } })
   }
   return { factors, vectors: [...vectors.values()] }
 }
 
-function pointwiseOf({ graph }: ModelPlaces, layer: ConvolutionLora): Linear[] {
-  const { name, d, channels, kernel, groups } = layer
-  const found = layer.pointwise === undefined ? [] : ofModule(findPointwise(graph), name)
-  if (found.length === 0) {
-    const [convolution] = ofModule(findConvolutions(graph), name)
-    throw new UnsupportedError({
-      where: name,
-      what:
-        convolution === undefined
-          ? 'the graph has no convolution of this name'
-          : 'a session cannot adapt this convolution',
-      expected: 'a convolution of kernel 1 and stride 1, in one group, without padding',
-      ...(convolution !== undefined && {
-        got: `kernel ${kernel.join(' x ')}, ${groups} groups`,
-        hint: 'Merge the adapter',
-      }),
-    })
-  }
-  for (const linear of found) {
-    if (linear.d !== d || linear.k !== channels) throw shapeError(name, [linear.d, linear.k], [d, channels])
-  }
-  return found
+function layerOf(part: AdapterPart, at: LayerPlacement): LinearValues {
+  if (part.kind === 'parameter') return layerOfExpert(part, at)
+  const layer = part.kind === 'convolution' ? part.pointwise! : (part as LoraLayer)
+  return layerOfPart({ name: at.name, d: at.d, k: at.linear.k, start: at.start, layer })
 }
 
 function entry<T>(all: Map<string, T>, key: string, make: () => T): T {
@@ -183,7 +166,7 @@ function entry<T>(all: Map<string, T>, key: string, make: () => T): T {
 }
 
 async function linearFactors(
-  { model, graph }: ModelPlaces,
+  { onnx: model, graph }: Base,
   { linear, name, layer, replaced, bias }: LinearParts,
 ): Promise<SiteFactors> {
   if (layer?.magnitude !== undefined && replaced?.lines !== undefined) throw bothOf(name)
@@ -201,9 +184,9 @@ async function linearFactors(
     if (added !== undefined) shift = shift?.map((value, i) => value + added[i]) ?? added
   }
   if (bias !== undefined) {
-    const { place, values } = bias
-    const base = await readVector(model, graph, place.node.input[place.input], `${name}.bias`)
-    shift = values.map((value, i) => (shift?.[i] ?? 0) + value - base[place.start + i])
+    const { at, values } = bias
+    const base = await readVector(model, graph, at.node.input[at.input], `${name}.bias`)
+    shift = values.map((value, i) => (shift?.[i] ?? 0) + value - base[(at.start ?? 0) + i])
   }
   const factors = layer === undefined ? NOTHING : layerFactors(name, layer, ofLayer)
   const weight = replaced && ofLayer ? scaledColumns(replaced, ofLayer) : replaced
@@ -215,7 +198,7 @@ function scaledColumns({ data, lines }: ReplacedValues, scale: Float32Array): Re
 }
 
 async function lookupFactors(
-  { model, graph }: ModelPlaces,
+  { onnx: model, graph }: Base,
   { embedding, name, layer, replaced }: LookupParts,
 ): Promise<SiteFactors> {
   if (layer === undefined) return { ...NOTHING, kind: 'lookup', replaced }
@@ -237,11 +220,6 @@ function bothOf(name: string): UnsupportedError {
 
 function valuesOf({ name, weight }: Replacement | TokenRows): Float32Array {
   return checkFinite(name, Float32Array.from(weight.data))
-}
-
-/** Returns a function that reads consecutive rows of the adapter's tensor. */
-function linesOf({ weight: { data, shape } }: Replacement) {
-  return (first: number, count: number) => data.subarray(first * shape[1], (first + count) * shape[1])
 }
 
 function whole(tensor: Replacement, isInputMajor: boolean): ReplacedValues {

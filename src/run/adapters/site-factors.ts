@@ -7,7 +7,7 @@ import type { LinearValues } from '../../lora/run-adapter.js'
 import type { VectorPlaces } from '../../model/inject/other-sites.js'
 import type { Site, SiteNeeds, SiteRole } from '../../model/inject/sites.js'
 import type { Linear } from '../../model/match/linears.js'
-import { placeAdapter } from '../../model/match/place-adapter.js'
+import { placeAdapter } from '../../model/place/linears.js'
 import type { Graph } from '../../onnx/view/graph.js'
 
 export interface SiteFactors {
@@ -58,7 +58,7 @@ export const NOTHING = {
 /** Returns the factors of an adapter that has only linear layers, without magnitudes and biases. */
 export function plainSites(graph: Graph, linears: readonly Linear[], layers: readonly LinearValues[]): AdapterSites {
   const factors = new Map<string, SiteFactors>()
-  for (const { name, layer, linear } of layers.length === 0 ? [] : placeAdapter(graph, linears, layers, true)) {
+  for (const { name, layer, linear } of layers.length === 0 ? [] : placeAdapter(graph, linears, layers)) {
     if (factors.has(linear.name)) continue
     factors.set(linear.name, { ...NOTHING, ...layerFactors(name, layer), kind: 'linear' })
   }

@@ -24,7 +24,7 @@ import type { TrainEvents } from '../train-report.js'
 import { squaresOfRows } from './dora.js'
 import type { EngineSetup, TrainEngine } from './engine.js'
 import { loraPlusRates } from './parameters.js'
-import { baseOf, withSavedTensors } from './whole-tensors.js'
+import { openBase } from './whole-tensors.js'
 
 export interface SessionParts {
   readonly model: Model
@@ -78,7 +78,7 @@ export class TrainingSessions {
     // The worker loads its runtime while the first passes run here.
     const name = engine.runtimeName()
     name.catch(() => {})
-    const model = await withSavedTensors(parts.model, adapter, modules)
+    const { model, base } = await openBase(adapter, parts)
     const linears = adapter.parts('linear')
     const scaled = linears.filter(({ magnitude }) => magnitude !== undefined)
     const squares = await squaresOfRows(model, scaled, modules)
@@ -92,8 +92,6 @@ export class TrainingSessions {
       return { name, experts, d, k, rank, scaling }
     })
     const { dropout } = adapter.config
-    const changesBase = adapter.parts('replacement', 'token-rows').length > 0
-    const base = changesBase ? await baseOf(adapter, parts, model) : undefined
     const twoPasses = open.stepLoss !== undefined
     const tell = (done: number) => parts.on?.progress?.({ stage: 'prepare', done, total: 2 })
     tell(0)

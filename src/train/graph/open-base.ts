@@ -1,10 +1,12 @@
 // Turns weights of the base into graph inputs, so that they can be trained: whole tensors, or single rows of embeddings
 // and output layers.
 
-import { baseTensors, trainableTensor } from '../../model/match/base-tensors.js'
+import { moduleOf } from '../../lora/part.js'
 import { findEmbeddings } from '../../model/match/forms/lookup.js'
 import type { Linear } from '../../model/match/linears.js'
 import { ownBiasInput, storedValue } from '../../model/match/parameters.js'
+import { place, placedOrThrow } from '../../model/place/place.js'
+import { NO_FACTS, type PlacedModel } from '../../model/place/placement.js'
 import { DataType, type NodeProto } from '../../onnx/format/tensors.js'
 import type { CustomGradients } from '../../onnx/gradients/backward.js'
 import { floatAttribute, setAttribute } from '../../onnx/view/attributes.js'
@@ -27,11 +29,16 @@ export interface OpenBase {
   openLayers(inRows: ReadonlyMap<NodeProto, Linear>, custom: CustomGradients): void
 }
 
-export function baseOpener(tensors: readonly WholeTensor[], rows: readonly TrainedRows[]): BaseOpener {
+/** @param config the contents of config.json, which say what the graph adds to the weights of norms */
+export function baseOpener(
+  tensors: readonly WholeTensor[],
+  rows: readonly TrainedRows[],
+  config: PlacedModel['config'] = {},
+): BaseOpener {
   return {
     optional: new Set(tensors.flatMap(({ name, isOptional }) => (isOptional ? [name] : []))),
     open(graph, linears) {
-      const whole = openTensors(graph, linears, tensors)
+      const whole = openTensors({ graph, linears, embeddings: findEmbeddings(graph), config, use: 'training' }, tensors)
       const g = new Builder(graph, 'trained')
       const ofTokens = openTokenRows(g, rows)
       /** The output layers; empty if the loss needs no logits. */
@@ -68,8 +75,6 @@ export interface WholeTensor {
   readonly name: string
   readonly shape: readonly number[]
   readonly isOptional: boolean
-  /** The number that the graph adds to the tensor: see `normOffset`. */
-  readonly offset: number
 }
 
 /** Rows (m, D) of an embedding that are trained. */
@@ -91,27 +96,30 @@ interface Piece {
 }
 
 /** Makes inputs of all tensors, except weights of linear layers, which it returns. */
-function openTensors(graph: Graph, linears: readonly Linear[], tensors: readonly WholeTensor[]) {
-  if (tensors.length === 0) return { trained: [], weights: [] }
-  const all = baseTensors(graph, linears)
+function openTensors(model: PlacedModel, tensors: readonly WholeTensor[]) {
+  const { graph } = model
+  const parts = tensors.map(({ name, shape }) => {
+    return { kind: 'replacement', name, module: moduleOf(name), dtype: 'fp32', shape, isTrained: true } as const
+  })
+  const placements = placedOrThrow(place(model, { parts, isConv1d: false, has: () => false }, NO_FACTS))
   const g = new Builder(graph, 'trained')
   // Inputs (d, k), for when the layers have become Gemms.
   const weights: { readonly linear: Linear; readonly input: Value }[] = []
   const vectors = new Map<NodeProto, { readonly linear: Linear | undefined; readonly inputs: Map<number, Piece[]> }>()
-  const trained = tensors.map(({ name, shape, offset }): TrainedTensor => {
+  const trained = tensors.map(({ name, shape }): TrainedTensor => {
     const input = inputOf(name)
+    const places = placements.filter(({ part }) => part === name)
+    const [offset = 0] = places.flatMap((at) => (at.kind === 'vector' ? at.offset : []))
     const value = offset === 0 ? input : g.add(input, g.float(offset))
-    for (const place of trainableTensor(all, name, shape).places) {
-      if (place.kind === 'weight') {
-        const { linear } = place
+    for (const at of places) {
+      if (at.kind === 'weight') {
+        const { linear } = at
         if (linear.form.isLookup) graph.setInput(linear.node, 0, input)
         else weights.push({ linear, input })
-      } else {
-        const { node, input: at } = place.place
-        const { inputs } =
-          vectors.get(node) ?? vectors.set(node, { linear: place.linear, inputs: new Map() }).get(node)!
-        const start = place.part?.start ?? 0
-        inputs.set(at, [...(inputs.get(at) ?? []), { start, end: start + shape[0], value }])
+      } else if (at.kind === 'vector') {
+        const { node, linear, start = 0 } = at
+        const { inputs } = vectors.get(node) ?? vectors.set(node, { linear, inputs: new Map() }).get(node)!
+        inputs.set(at.input, [...(inputs.get(at.input) ?? []), { start, end: start + shape[0], value }])
       }
     }
     return { name, input, shape }

@@ -3,8 +3,8 @@
 
 import { siteInput } from '../../model/inject/sites.js'
 import { addToStack } from '../../model/inject/stacks.js'
-import { type Parameter, placeExperts, type RowOrder } from '../../model/match/experts.js'
 import type { Linear } from '../../model/match/linears.js'
+import { type Parameter, placeExperts, type RowOrder } from '../../model/place/experts.js'
 import { Builder, type Value } from '../../onnx/view/builder.js'
 import type { Graph } from '../../onnx/view/graph.js'
 

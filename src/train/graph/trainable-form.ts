@@ -3,7 +3,7 @@
 import { UnsupportedError } from '../../core/base/errors.js'
 import { abilitiesOf } from '../../model/match/forms/forms.js'
 import { findLinears } from '../../model/match/linears.js'
-import { COMPILED, INTEGER_PRODUCTS } from '../../model/match/place-adapter.js'
+import { COMPILED, INTEGER_PRODUCTS } from '../../model/place/linears.js'
 import { DataType, dataTypeName, type GraphProto, type NodeProto } from '../../onnx/format/tensors.js'
 import { type Graph, subgraphs } from '../../onnx/view/graph.js'
 import { listByOperator } from '../../onnx/view/operators.js'

@@ -9,8 +9,9 @@ import { findEmbeddings } from '../../model/match/forms/lookup.js'
 import { findLinears, type Linear, type ModuleMap } from '../../model/match/linears.js'
 import { nameOfModule } from '../../model/match/module-names.js'
 import { readTokenRows } from '../../model/match/read-base-tensor.js'
-import { tiedHeads } from '../../model/match/stored-places.js'
 import type { Model } from '../../model/model-folder.js'
+import { readTies } from '../../model/place/facts.js'
+import type { Placement } from '../../model/place/placement.js'
 import { type Graph, readGraph } from '../../onnx/view/graph.js'
 import type { TrainedRows } from '../graph/open-base.js'
 import type { TokenChoice, TrainedTokens } from '../options.js'
@@ -97,7 +98,12 @@ export async function addTokenRows(adapter: LoraAdapter, context: Context): Prom
   const { onnx } = context.model
   const graph = readGraph(onnx)
   const embedding = wanted.find(({ table }) => isEmbedding(table))
-  const tied = embedding === undefined ? [] : await headsTiedTo(embedding.table, context)
+  const places = {
+    graph,
+    linears: findLinears(graph, context.modules),
+    embeddings: embedding ? [embedding.table.place] : [],
+  }
+  const tied = (await readTies(onnx, places)).get(embedding?.table.place.name ?? '') ?? []
   for (const { table, tokens } of wanted) {
     const { name, place, features } = table
     checkRange(table, tokens)
@@ -118,41 +124,16 @@ export async function addTokenRows(adapter: LoraAdapter, context: Context): Prom
   }
 }
 
-export async function trainedRows(adapter: LoraAdapter, context: Context): Promise<TrainedRows[]> {
+export function trainedRows(adapter: LoraAdapter, context: Context, placements: readonly Placement[]): TrainedRows[] {
   const parts = adapter.parts('token-rows')
-  if (parts.length === 0) return []
-  checkModel(context.model)
-  const tables = tablesOf(context)
-  const rows: TrainedRows[] = []
-  for (const part of parts) {
-    const { name, module, indices, shape } = part
-    const table = tableOf(tables, module)
-    checkRange(table, indices)
-    if (shape[1] !== table.features) {
-      const [expected, got] = [table.features, shape[1]].map((width) => `(${indices.length}, ${width})`)
-      throw new MismatchError({
-        where: name,
-        what: 'the rows have another length than those of the graph',
-        expected,
-        got,
-      })
-    }
-    const tied = isEmbedding(table) ? await headsTiedTo(table, context) : [table.place.name]
-    const ofOthers = tables.filter(
-      (candidate) => candidate !== table && parts.some((part) => part.module === candidate.name),
-    )
-    const heads = tied.filter((head) => !ofOthers.some(({ place }) => place.name === head))
-    const changed = [table, ...tables.filter(({ place }) => heads.includes(place.name))]
-    for (const place of changed) checkAlone(adapter, place, name)
-    rows.push({
-      name,
-      tokens: indices,
-      features: table.features,
-      embedding: isEmbedding(table) ? table.place.name : undefined,
-      heads,
-    })
-  }
-  return rows
+  if (parts.length > 0) checkModel(context.model)
+  return parts.map(({ name, indices, shape }) => {
+    const tables = placements.flatMap((at) => (at.kind === 'weight' && at.part === name ? at.linear : []))
+    for (const table of tables) checkAlone(adapter, context.open.head?.moduleName(table.name) ?? table.name, name)
+    const [embedding] = tables.filter(({ form }) => form.isLookup)
+    const heads = tables.filter(({ form }) => !form.isLookup).map((head) => head.name)
+    return { name, tokens: indices, features: shape[1], embedding: embedding?.name, heads: [...new Set(heads)] }
+  })
 }
 
 /** Throws UnsupportedError for an encoder with a decoder: PEFT's one shared embedding is several in their graphs. */
@@ -238,14 +219,8 @@ function checkRange({ name, vocabulary }: Table, tokens: readonly number[]): voi
   })
 }
 
-async function headsTiedTo({ place }: Table, { model, modules }: Context): Promise<string[]> {
-  const graph = readGraph(model.onnx)
-  const heads = await tiedHeads(place, { model: model.onnx, graph, linears: findLinears(graph, modules) })
-  return [...new Set(heads.map(({ name }) => name))]
-}
-
 /** Throws UnsupportedError where a layer or a whole tensor of the adapter changes the weight whose rows are trained. */
-function checkAlone(adapter: LoraAdapter, { name }: Table, rows: string): void {
+function checkAlone(adapter: LoraAdapter, name: string, rows: string): void {
   const whole = adapter.get(`${name}.weight`, 'replacement')
   const trained = adapter.get(name, 'linear') ?? (whole?.isTrained ? whole : undefined)
   if (trained === undefined) return

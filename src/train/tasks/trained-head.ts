@@ -15,10 +15,11 @@ import {
   namedLabels,
   trainedLayers,
 } from '../../model/heads/heads.js'
-import { type BaseTensor, baseTensors } from '../../model/match/base-tensors.js'
+import { findEmbeddings } from '../../model/match/forms/lookup.js'
 import { findLinears, logitsDims, logitsName } from '../../model/match/linears.js'
 import { readBaseTensor } from '../../model/match/read-base-tensor.js'
 import type { Model } from '../../model/model-folder.js'
+import { type BaseTensor, baseTensors } from '../../model/place/tensors.js'
 import type { Value } from '../../onnx/view/builder.js'
 import { type Graph, readGraph } from '../../onnx/view/graph.js'
 import type { ObjectiveGraph } from '../graph/objective-graph.js'
@@ -143,7 +144,9 @@ function headOfGraph({ config, graph, linears }: HeadBase, layers: readonly Head
   if (last === undefined) return undefined
   const named = namedLabels(config)
   const labels = named.length > 0 ? named : Array.from({ length: last.d }, (_, i) => `LABEL_${i}`)
-  const stored = new Map(baseTensors(graph, linears).map((tensor) => [tensor.name, tensor]))
+  const stored = new Map(
+    baseTensors({ graph, linears, embeddings: findEmbeddings(graph), config }).map((tensor) => [tensor.name, tensor]),
+  )
   const tensorOf = ({ layer, member, shape }: Tensor): BaseTensor | undefined => {
     const found = stored.get(`${layer.module}.${member}`)
     return found?.shape.join() === shape.join() ? found : undefined

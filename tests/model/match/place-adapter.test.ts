@@ -3,7 +3,7 @@
 import { describe, expect, it } from 'vitest'
 import { LoraAdapter, MemoryDirectory, UnsupportedError } from '../../../src/api/node.js'
 import { findLinears } from '../../../src/model/match/linears.js'
-import { placeAdapter } from '../../../src/model/match/place-adapter.js'
+import { placeAdapter } from '../../../src/model/place/linears.js'
 import { loadOnnx, serializeModel } from '../../../src/onnx/format/model.js'
 import { Builder } from '../../../src/onnx/view/builder.js'
 import { ModelSession } from '../../../src/run/model-session.js'

@@ -124,7 +124,7 @@ describe.each(some([...FUSED, ...FUSED_NORMS, ...PLAIN]))('DoRA, biases and norm
       layers.push(kind === 'saved' ? layer : { ...layer, baseSquares: squares })
     }
     const biases = adapter.parts('replacement')
-    const tensors = biases.map(({ name: tensor, shape }) => ({ name: tensor, shape, offset: 0, isOptional: false }))
+    const tensors = biases.map(({ name: tensor, shape }) => ({ name: tensor, shape, isOptional: false }))
     const base = baseOpener(tensors, [])
     const training = await buildTrainingGraph(onnx, runtime, weightedSum(inputs, numbers), { layers, base })
     const session = await runtime.createSession(await training.sessionModel(), { threads: 1 })

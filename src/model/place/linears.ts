@@ -7,10 +7,11 @@ import { inseparable, PACKED_ATTENTION } from '../../onnx/lower/packed-attention
 import { stringAttribute } from '../../onnx/view/attributes.js'
 import type { Graph } from '../../onnx/view/graph.js'
 import { operatorOf } from '../../onnx/view/operators.js'
-import { withPointwise } from './forms/pointwise.js'
-import type { Linear, NamedLayer } from './linears.js'
-import { matchLayers, moduleFinder, withoutMissing } from './match.js'
-import { type LayerPart, layerOfPart, partsForGraph, unsplitOwner } from './packed.js'
+import { withPointwise } from '../match/forms/pointwise.js'
+import type { Linear, NamedLayer } from '../match/linears.js'
+import { matchLayers, moduleFinder, withoutMissing } from '../match/match.js'
+import { type LayerPart, layerOfPart, partsForGraph, unsplitOwner } from '../match/packed.js'
+import type { PlacedModel } from './placement.js'
 
 /** The node of a part of the graph that an execution provider compiled together with its weights. */
 export const COMPILED = 'EPContext'
@@ -47,27 +48,25 @@ const OPAQUE: ReadonlySet<string> = new Set([
 /** Names of layers that ONNX Runtime's optimizer packs into an Attention node. */
 const QUERY_KEY_VALUE = /\b(query|key|value|[qkv]_(proj|lin))$/
 
+/** The layers of an adapter that is fed to a graph, each with the part of it that the graph computes at once. */
 export function placeAdapter(
   graph: Graph,
-  found: readonly Linear[],
-  adapterLayers: readonly LinearValues[],
-  splitsWholes = false,
+  linears: readonly Linear[],
+  layers: readonly LinearValues[],
 ): { name: string; layer: LinearValues; linear: Linear }[] {
-  return placeLayers(graph, found, adapterLayers, splitsWholes).map(({ part, linear }) => {
+  return placeLayers({ graph, linears, use: 'session' }, layers).map(({ part, linear }) => {
     return { name: part.layer.name, layer: layerOfPart(part), linear }
   })
 }
 
 /** Matches by names and shapes. Throws UnsupportedError if a module has a form that cannot be adapted. */
 export function placeLayers<T extends NamedLayer>(
-  graph: Graph,
-  found: readonly Linear[],
+  { graph, linears: found, use }: Pick<PlacedModel, 'graph' | 'linears' | 'use'>,
   adapterLayers: readonly T[],
-  splitsWholes = false,
 ): { part: LayerPart<T>; linear: Linear }[] {
   const names = adapterLayers.map(({ name }) => name)
   const linears = withPointwise(graph, found, names)
-  const parts = partsForGraph(linears, adapterLayers, splitsWholes)
+  const parts = partsForGraph(linears, adapterLayers, use === 'session')
   const placed = matchOrRefuse(graph, linears, parts).map(({ layer: part, linear }) => ({ part, linear }))
   const owners = new Map<string, string>()
   for (const { part, linear } of placed) {

@@ -9,8 +9,8 @@ import { intAttribute } from '../../onnx/view/attributes.js'
 import type { Graph } from '../../onnx/view/graph.js'
 import { operatorOf } from '../../onnx/view/operators.js'
 import { expertForm, modelType } from '../families/families.js'
-import { type Linear, nodeScope } from './linears.js'
-import { type Place, storedValue } from './parameters.js'
+import { type Linear, nodeScope } from '../match/linears.js'
+import { type Place, storedValue } from '../match/parameters.js'
 
 type Config = Readonly<Record<string, unknown>>
 
@@ -32,10 +32,16 @@ export interface ExpertStack extends Place {
   readonly hasTurns: boolean
 }
 
+/** The layer of an expert. `start`: the first row of B, in the graph's order, that belongs to it. */
+export interface ExpertLayer {
+  readonly linear: Linear
+  readonly expert: number
+  readonly start: number
+}
+
 export interface ExpertPlace {
   readonly order: RowOrder
-  /** `start`: the first row of B, in the graph's order, that belongs to the layer. */
-  readonly layers: readonly { readonly linear: Linear; readonly expert: number; readonly start: number }[]
+  readonly layers: readonly ExpertLayer[]
   readonly stack: (ExpertStack & { readonly isInputMajor: boolean }) | undefined
 }
 
@@ -122,8 +128,12 @@ export function isMoE(node: NodeProto): boolean {
 /** Returns the layer of an expert with the factors that a parameter has for it. */
 export function layerOfExpert(
   part: ExpertLora,
-  { order }: Pick<ExpertPlace, 'order'>,
-  { linear, expert, start }: ExpertPlace['layers'][number],
+  {
+    linear,
+    expert = 0,
+    start,
+    order,
+  }: Omit<ExpertLayer, 'expert'> & { readonly expert?: number; readonly order?: RowOrder },
 ): LinearValues {
   const [a, b] = expertFactors(part, expert)
   const rows = Array.from({ length: linear.d }, (_, row) => rowOfPeft(order, start + row, part.d))
