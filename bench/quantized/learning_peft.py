@@ -75,7 +75,7 @@ warmup = math.ceil(0.03 * steps)
 
 def rate(step):
     """The share of the learning rate: linear warm-up, then cosine."""
-    return (step + 1) / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+    return (step + 1) / (warmup + 1) if step < warmup else 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
 for seed in REQUEST["seeds"]:

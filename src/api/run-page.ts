@@ -34,6 +34,7 @@ export async function pageOfRun(
       `the loss on held-out records ${how} from ${change} between steps ${first.step} and ${last.step}`,
     ])
   }
+  facts.unshift(...report.warnings.map((warning): [string, string] => ['warning', warning]))
   const lengths = count?.()
   if (lengths) {
     const { least, median, most } = lengths

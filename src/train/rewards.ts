@@ -21,8 +21,8 @@ export interface RewardInput {
   readonly row: Readonly<Record<string, unknown>>
 }
 
-/** Judges a text: a higher number is better. null: it cannot judge this one. */
-export type Reward = (input: RewardInput) => number | null | Promise<number | null>
+/** Judges a text: a higher number is better; true is 1, false 0. null: it cannot judge this one. */
+export type Reward = (input: RewardInput) => number | boolean | null | Promise<number | boolean | null>
 
 /** A text of the model, and what answered it. */
 export interface Turn {
@@ -46,10 +46,11 @@ export async function judgeText(rewards: readonly Reward[], input: RewardInput, 
   const values: number[] = []
   for (const [i, reward] of rewards.entries()) {
     const about = aboutText(`reward ${reward.name || i + 1}`, input)
-    const value = await inTime(() => reward(input), seconds, about).catch((error) => {
+    const given = await inTime(() => reward(input), seconds, about).catch((error) => {
       endReward(reward)
       throw error
     })
+    const value = typeof given === 'boolean' ? Number(given) : given
     if (value !== null && !Number.isFinite(value)) {
       throw new NumericError({ ...about, what: 'not a finite number', got: String(value) })
     }

@@ -6,6 +6,7 @@ import type { SignalLike } from '../core/base/globals.js'
 import type { BaseRecord } from '../lora/adapter.js'
 import { recordOfBase } from '../model/base-record.js'
 import type { EngineState } from './engine/engine.js'
+import { doubtsOf, hasSignal } from './saved/doubts.js'
 import type { FingerprintParts } from './saved/fingerprint.js'
 import { History, type RunReport } from './saved/history.js'
 import type { CardSources } from './saved/model-card.js'
@@ -70,6 +71,11 @@ export interface RunInput {
   readonly on: TrainEvents
 }
 
+/** After so many steps without a signal, a warning comes while the run can still be stopped. */
+const FIRST_STEPS = 3
+
+const WITHOUT_SIGNAL = `in the first ${FIRST_STEPS} steps no text was better than another, so nothing is learned from them. Are the rewards constant, or the prompts too hard or too easy?`
+
 export type RunPage = (about: CardSources, report: RunReport, steps: readonly StepMetrics[]) => Promise<string>
 
 /** Trains the adapter of a trainer. If a loss is not finite, the adapter stays as it was after the last good step. */
@@ -91,6 +97,7 @@ export async function runLessons(trainer: TaskTrainer, lessons: Lessons, input: 
       const metrics = await run.takeStep(history.steps)
       await run.evaluateAfter(metrics)
       history.metrics.push(metrics)
+      if (history.steps === FIRST_STEPS && !history.metrics.some(hasSignal)) on.warning?.(WITHOUT_SIGNAL)
       await run.writer?.stepTaken()
       on.step?.(history.eventOf(metrics))
       if (run.isDue(metrics.step, settings.saveEvery) && isWhole(metrics.step)) await run.save()
@@ -105,7 +112,8 @@ export async function runLessons(trainer: TaskTrainer, lessons: Lessons, input: 
     if (isDone && history.samples.at(-1)?.step !== steps) await run.sample(steps)
     // The last evaluation may be the best.
     if (isDone && (history.keepsBest || keepState)) await run.save()
-    const report = history.report(isDone, trainer.sessions.runtimeName)
+    const warnings = isDone ? doubtsOf(history.metrics, trainer.parts.adapter, history.keepsBest) : []
+    const report = { ...history.report(isDone, trainer.sessions.runtimeName), warnings }
     if (isDone) await run.finish(report, await base)
     return report
   } catch (error) {
@@ -145,7 +153,7 @@ class Run {
       await trainer.start()
       await before()
     }
-    await trainer.start(state)
+    await trainer.start(state, history.steps)
     if (history.evaluations.length === 0) await this.evaluate(0)
     if (history.samples.length === 0) await this.sample(0)
     const last = history.metrics.at(-1)

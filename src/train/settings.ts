@@ -35,7 +35,8 @@ export interface TrainSettings {
    */
   gradientAccumulation: number
   /**
-   * Longer records are cut to this number of tokens. Default: the model's context.
+   * Longer records are cut to this number of tokens. Default: the model's context. Evaluations of labels and vectors
+   * read up to the context in any case, as `classify` and `embed` do.
    * @range an integer of at least 2
    */
   maxLength: number | undefined
@@ -51,13 +52,13 @@ export interface TrainSettings {
    */
   schedule: Schedule
   /**
-   * Share of the steps, at the start, in which the learning rate rises.
+   * Share of the steps, at the start, in which the learning rate rises from 0: then the first step has the rate 0, as
+   * in transformers. Default: 3 %, in which it rises in equal parts, the first of them above 0.
    * @range a number in [0, 1]
-   * @default 0.03
    */
-  warmupRatio: number
+  warmupRatio: number | undefined
   /**
-   * Number of steps, at the start, in which the learning rate rises, instead of `warmupRatio`.
+   * Number of steps, at the start, in which the learning rate rises from 0, instead of `warmupRatio`.
    * @range an integer of at least 0
    */
   warmupSteps: number | undefined
@@ -218,19 +219,28 @@ export type Schedule = 'cosine' | 'linear' | 'constant'
 
 type Warmup = 'warmupRatio' | 'warmupSteps'
 
-export function warmupStepsOf({ warmupRatio, warmupSteps }: Pick<TrainSettings, Warmup>, totalSteps: number): number {
+const DEFAULT_WARMUP = 0.03
+
+export function warmupStepsOf(
+  { warmupRatio = DEFAULT_WARMUP, warmupSteps }: Pick<TrainSettings, Warmup>,
+  totalSteps: number,
+): number {
   // 10 / 150 · 150 is 10, but other ratios end a rounding error above the whole number they mean.
   return warmupSteps ?? Math.max(0, Math.ceil(warmupRatio * totalSteps - 1e-9))
 }
 
-/** As in transformers: 0 at the first warm-up step, the peak at the step after the last one, and 0 after all steps. */
+/**
+ * As in transformers: 0 at the first warm-up step, the peak at the step after the last one, and 0 after all steps. The
+ * default warm-up begins above 0, because a short run has no other step.
+ */
 export function learningRates(
   { schedule, learningRate: peak, ...warmup }: Pick<TrainSettings, 'schedule' | 'learningRate' | Warmup>,
   totalSteps: number,
 ) {
   const warmupSteps = warmupStepsOf(warmup, totalSteps)
+  const first = warmup.warmupRatio === undefined && warmup.warmupSteps === undefined ? 1 : 0
   return (step: number): number => {
-    if (step < warmupSteps) return (peak * step) / warmupSteps
+    if (step < warmupSteps) return (peak * (step + first)) / (warmupSteps + first)
     const progress = (step - warmupSteps) / Math.max(1, totalSteps - warmupSteps)
     if (schedule === 'cosine') return peak * 0.5 * (1 + Math.cos(Math.PI * progress))
     return schedule === 'linear' ? peak * (1 - progress) : peak

@@ -58,8 +58,8 @@ export class TaskTrainer {
   }
 
   /** Starts from a saved state, or from the adapter with no steps taken. */
-  async start(state: EngineState = startOf(this.parts.adapter, this.names)): Promise<void> {
-    this.steps = state.updates
+  async start(state: EngineState = startOf(this.parts.adapter, this.names), steps = state.updates): Promise<void> {
+    this.steps = steps
     await this.engine.start(this.sessions.setup(), state)
   }
 

@@ -128,6 +128,13 @@ export interface TrainReport {
   trainLoss: number[]
   /** Mean reward of each step's texts, if the run learned from rewards. */
   rewards?: number[]
+  /** Steps in which no text had a better reward than another of its group, if the run learned from rewards. */
+  stepsWithoutSignal?: number
+  /**
+   * Reasons to doubt that the run has learned: no learning rate above 0, no signal, every B still zeros, a loss that
+   * rose. Empty if there are none, or if the run was interrupted.
+   */
+  warnings: string[]
   /** The step whose weights the adapter has: the last, or with `keep: 'best'` that of the best evaluation. */
   keptStep: number
   /** True if `earlyStopping` ended the run before its last step. */

@@ -93,6 +93,7 @@ export async function prepare(given: TrainInput, context: RunContext) {
   const card: CardSources = {
     ...{ options: { ...options, task: job.task.name as TaskName }, sources, task: job.task.name },
     ...{ use: learned.open.plainUse ?? job.task.use, adapter, settings, facts: records.facts },
+    evalMaxLength: isWhole(job.task) ? undefined : settings.maxLength,
     lengths: () => tokenLengths(job.task, examples),
   }
   const parts = {
@@ -153,12 +154,22 @@ async function encodeAll(job: Job, { onRow, exampleFile: file }: RunContext) {
     onRow?.(row, encoded, isEvaluation)
   }
   const isHeldOut = evalSplit === undefined ? undefined : planSplit(evalSplit, config.seed)
-  const encoded = await encode(job, job.data, { isHeldOut, onRow: told, file })
+  const isHeldOutWhole = isWhole(job.task)
+  const encoded = await encode(job, job.data, { isHeldOut, isHeldOutWhole, onRow: told, file })
   if (evalData === undefined) return { encoded, evaluation: encoded.heldOut, facts }
   const evaluationOnly: EncodeOptions['onRow'] = (row, encoded, _, record) => told(row, encoded, true, record)
   const source = await sourceOf(options, evalData, 'evalData')
-  const { kept: evaluation } = await encode(job, source, { onRow: evaluationOnly, file })
+  const settings = isHeldOutWhole ? { ...job.settings, maxLength: undefined } : job.settings
+  const { kept: evaluation } = await encode({ ...job, settings }, source, { onRow: evaluationOnly, file })
   return { encoded, evaluation, facts }
+}
+
+/**
+ * `classify` and `embed` read a text as far as the model can, whatever the run's `maxLength` is, so that is what an
+ * evaluation measures.
+ */
+function isWhole({ use: { command } }: Task): boolean {
+  return command !== undefined && command[0] !== 'generate'
 }
 
 type Learned = Awaited<ReturnType<typeof openExamples>>
@@ -310,7 +321,7 @@ async function sourceOf(options: TrainInput, data: TrainingData, name: string) {
 async function encode(
   { options, settings: { maxLength }, task }: Job,
   { rows, where, invalid, onInvalid }: Awaited<ReturnType<typeof sourceOf>>,
-  watch: Pick<EncodeOptions, 'isHeldOut' | 'onRow' | 'file'>,
+  watch: Pick<EncodeOptions, 'isHeldOut' | 'isHeldOutWhole' | 'onRow' | 'file'>,
 ): Promise<EncodedSource> {
   const encoded = await encodeRows(rows, { ...options, ...watch, task, maxLength, onInvalid, name: where })
   const { kept, heldOut } = encoded
@@ -318,7 +329,9 @@ async function encode(
   const warn = (count: number, what: string) => {
     if (count > 0) options.on?.warning?.(`${where}: ${count} of ${all} records ${what}`)
   }
-  warn(kept.truncatedRecords + heldOut.truncatedRecords, `cut to ${encoded.maxLength} tokens`)
+  const cutHere = watch.isHeldOutWhole ? 0 : heldOut.truncatedRecords
+  warn(kept.truncatedRecords + cutHere, `cut to ${encoded.maxLength} tokens`)
+  warn(heldOut.truncatedRecords - cutHere, 'for evaluation are longer than the model reads')
   warn(invalid.count, `left out, because they are not valid: ${invalid.first}`)
   warn(kept.skippedRecords + heldOut.skippedRecords, 'left out, because they have no target')
   for (const note of new Set([...kept.notes.keys(), ...heldOut.notes.keys()])) {

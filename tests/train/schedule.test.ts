@@ -3,8 +3,13 @@ import { describe, expect, it } from 'vitest'
 import type { Schedule } from '../../src/api/node.js'
 import { learningRates, warmupStepsOf } from '../../src/train/settings.js'
 
-const rates = (schedule: Schedule, learningRate: number, warmupRatio: number, total: number, warmupSteps?: number) =>
-  learningRates({ schedule, learningRate, warmupRatio, warmupSteps }, total)
+const rates = (
+  schedule: Schedule,
+  learningRate: number,
+  warmupRatio: number | undefined,
+  total: number,
+  warmupSteps?: number,
+) => learningRates({ schedule, learningRate, warmupRatio, warmupSteps }, total)
 
 describe('learningRates', () => {
   // The rates are those of transformers' get_linear_schedule_with_warmup and similar functions.
@@ -15,9 +20,20 @@ describe('learningRates', () => {
     const cosine = rates('cosine', 2, 0, 100)
     expect([0, 25, 50, 100].map(cosine)).toEqual([2, 1 + Math.SQRT1_2, 1, 0].map((x) => expect.closeTo(x, 12)))
     expect([0, 1, 5, 9].map(rates('constant', 3, 0.2, 10))).toEqual([0, 1.5, 3, 3])
-    expect([0, 1, 2, 3, 9].map(rates('constant', 3, 0.03, 10, 3))).toEqual([0, 1, 2, 3, 3])
+    expect([0, 1, 2, 3, 9].map(rates('constant', 3, undefined, 10, 3))).toEqual([0, 1, 2, 3, 3])
     // If the warm-up is longer than the run, the peak is never reached, as in transformers.
-    expect([0, 1, 2].map(rates('linear', 1, 0.03, 3, 4))).toEqual([0, 0.25, 0.5])
+    expect([0, 1, 2].map(rates('linear', 1, undefined, 3, 4))).toEqual([0, 0.25, 0.5])
+  })
+
+  it('warms up by default from the first part above 0', () => {
+    expect([0, 1, 2, 3].map(rates('constant', 4, undefined, 100))).toEqual([1, 2, 3, 4])
+    expect(rates('cosine', 1, undefined, 1)(0)).toBe(0.5)
+    for (let total = 1; total <= 300; total++) {
+      for (const schedule of ['cosine', 'linear', 'constant'] as const) {
+        const all = Array.from({ length: total }, (_, step) => rates(schedule, 1, undefined, total)(step))
+        expect(Math.min(...all), `${schedule} ${total}`).toBeGreaterThan(0)
+      }
+    }
   })
 
   it('has 0 steps of warm-up for a ratio of 0, and not −0', () => {

@@ -13,7 +13,11 @@ import type { Grader } from '../../train/graders.js'
 import type { Reward, RewardInput } from '../../train/rewards.js'
 import type { RewardModule } from './reward-worker.js'
 
-export async function loadRewards(file: string): Promise<readonly (Reward | Grader)[]> {
+/** @param given the path, and after a # perhaps the names of the functions that are rewards: rewards.mjs#json,short */
+export async function loadRewards(given: string): Promise<readonly (Reward | Grader)[]> {
+  const [, path, list] = existsSync(given) ? [] : (/^(.*)#([^#/]+)$/.exec(given) ?? [])
+  const file = path ?? given
+  const named = list?.split(',') ?? []
   if (!existsSync(file)) throw new FileError({ where: file, what: 'the file of rewards does not exist' })
   if (file.endsWith('.json')) {
     const graders = toPlain(parseJson(await readFile(file), file))
@@ -30,11 +34,20 @@ export async function loadRewards(file: string): Promise<readonly (Reward | Grad
   }
   const worker = connect<RewardModule>(spawnNodeWorker(new URL('./reward-worker.js', import.meta.url)))
   return closingOnError(worker, async ({ remote }) => {
-    const names = await remote.load(pathToFileURL(resolve(file)).href).catch((cause: unknown) => {
+    const { names, functions } = await remote.load(pathToFileURL(resolve(file)).href, named).catch((cause: unknown) => {
       throw new ConfigError({ where: file, what: `the module cannot be loaded: ${messageOf(cause)}`, cause })
     })
-    if (names.length === 0) {
-      throw new ConfigError({ where: file, what: 'it exports no function that judges texts' })
+    const missing = named.find((name) => !names.includes(name))
+    if (missing !== undefined || names.length === 0) {
+      throw new ConfigError({
+        where: file,
+        what:
+          missing === undefined
+            ? 'it has no default export of functions that judge texts'
+            : `it exports no function ${missing}`,
+        got: functions.join(', ') || 'no function',
+        hint: `Write export default { ${functions.join(', ') || 'mine'} } with those that are rewards, or name them: ${file}#${functions[0] ?? 'mine'}`,
+      })
     }
     return names.map((name) => {
       const reward = (input: RewardInput) => remote.judge(name, input)

@@ -51,7 +51,7 @@ export class TrainEngine extends SessionTable {
 
   /**
    * Takes a step of the optimizer with the gradients since the last one, and returns their norm. If that or the loss is
-   * not finite, no parameter changes.
+   * not finite, or if there are no gradients but zeros, no parameter changes.
    */
   async update(loss: number, learningRate: number): Promise<number> {
     return this.#started().step(loss, learningRate)
@@ -145,7 +145,10 @@ class HeldWeights {
     else for (const [p, sum] of this.#sums.entries()) for (let i = 0; i < sum.length; i++) sum[i] += gradients[p][i]
   }
 
-  /** Changes nothing unless the loss and the norm of the gradients, which it returns, are finite. */
+  /**
+   * Changes nothing unless the loss and the norm of the gradients, which it returns, are finite. Without a gradient
+   * AdamW would go on with its moments, away from what the texts say.
+   */
   step(loss: number, learningRate: number): number {
     const { optimizer, maxGradNorm } = this.#setup
     const sums = this.#sums
@@ -153,7 +156,8 @@ class HeldWeights {
     const norm = gradientNorm(sums)
     if (!Number.isFinite(loss)) return norm
     this.#state.parameters.forEach((parameter, i) => void this.#lastGood[i].set(parameter))
-    if (Number.isFinite(norm)) stepAdamW(this.#state, sums, learningRate, optimizer, clipFactor(norm, maxGradNorm))
+    if (norm > 0 && Number.isFinite(norm))
+      stepAdamW(this.#state, sums, learningRate, optimizer, clipFactor(norm, maxGradNorm))
     return norm
   }
 

@@ -568,7 +568,7 @@ async function measure(input: MeasureInput, takeReference = false): Promise<Meas
       weights,
       predictions,
       seconds: (performance.now() - startedAt) / 1000,
-      values: Object.entries(open.values?.(predictions) ?? {}),
+      values: Object.entries(open.values?.({ examples, predictions }) ?? {}),
     }
   } finally {
     await trainer.close()

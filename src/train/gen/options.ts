@@ -9,7 +9,7 @@ export const TRAIN_SETTINGS_DEFAULTS = {
   maxLength: undefined,
   learningRate: undefined,
   schedule: 'cosine',
-  warmupRatio: 0.03,
+  warmupRatio: undefined,
   warmupSteps: undefined,
   loraPlusRatio: undefined,
   weightDecay: 0,

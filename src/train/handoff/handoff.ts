@@ -182,6 +182,9 @@ function differencesOf({ task, settings, config, isInOrder }: HandedRun, options
     'Dropout of the base itself, such as GPT-2 has, is on in TRL.',
     'The settings say bf16: true, for the speed of GPUs. With --bf16 false the numbers are those of lowrank.',
     ...(config.dropout > 0 ? ['Dropout draws other random numbers.'] : []),
+    ...(settings.warmupRatio === undefined && settings.warmupSteps === undefined
+      ? ['The warm-up begins at the rate 0 there, so the first step learns nothing; here it begins above 0.']
+      : []),
     ...(settings.packing
       ? ['TRL packs in another way, and keeps records apart only with FlashAttention or a kernel like it.']
       : []),

@@ -27,6 +27,7 @@ export async function trainOnRewards(given: TrainInput, context: RunContext): Pr
   const options = checkRewards(given)
   const { temperature = 1, beta = 0, numGenerations = 8, numIterations = 1 } = options
   const loss = grpoLoss(options)
+  given.on?.note?.(`Rewards: ${rewards.map(({ name }, i) => name || `reward ${i + 1}`).join(', ')}`)
   try {
     return await trainOnPrompts(given, context, {
       ...{ name: 'grpo', taskOptions: { ...options }, rateShare: RATE_SHARE },
@@ -38,10 +39,13 @@ export async function trainOnRewards(given: TrainInput, context: RunContext): Pr
         const examples = generation.examples.map((example, i) => ({ ...example, reference: reference[i] }))
         return { ...generation, examples }
       },
-      learn: (trainer, { examples }, isFirst) =>
-        isFirst
+      async learn(trainer, { examples }, isFirst) {
+        // All texts are cut and do not count.
+        if (examples.every(({ weights }) => weights.every((weight) => weight === 0))) return { loss: 0 }
+        return isFirst
           ? trainer.learnFromSamples(examples, loss, temperature)
-          : trainer.forwardBackward(examples, { loss, temperature }),
+          : trainer.forwardBackward(examples, { loss, temperature })
+      },
     })
   } finally {
     for (const reward of rewards) endReward(reward)
@@ -102,12 +106,10 @@ async function generate(
   const totals = judged.map((group) => group.map(sumOf))
   const advantages = advantagesOf(totals, scaleRewards).flat()
   const isCut = samples.map(({ finish }) => finish === 'max-new-tokens' || finish === 'context')
-  // If all texts are cut, masking them would leave no target to run. Without an advantage they change nothing either.
-  const masks = maskTruncatedCompletions && !isCut.every(Boolean)
   const examples = samples.map((sample, i) => ({
     ...sample,
-    advantages: maskTruncatedCompletions && isCut[i] ? 0 : advantages[i],
-    ...(masks && isCut[i] && { weights: new Float32Array(sample.ids.length) }),
+    advantages: advantages[i],
+    ...(maskTruncatedCompletions && isCut[i] && { weights: new Float32Array(sample.ids.length) }),
   }))
   const deviations = totals.map(deviationOf)
   const byFunction = rewards.map((reward, i) => {

@@ -1,6 +1,6 @@
 // Runs in which the model writes texts for prompts and learns from them.
 
-import { DataError } from '../../core/base/errors.js'
+import { DataError, NumericError } from '../../core/base/errors.js'
 import { isObject, objectOf, pickFields } from '../../core/base/options.js'
 import { Random } from '../../core/base/random.js'
 import { readRows } from '../../files/data/read-rows.js'
@@ -91,10 +91,19 @@ export async function trainOnPrompts<T extends Written>(
             const [{ examples }] = pass.at(Math.floor((step % stepsPerEpoch) / iterations))
             const asked = examples.map((index) => rows[index])
             prompt = asked[0].text
-            written = await promptTask.write(trainer, asked, new Random(seed, `texts/${step - iteration}`).uint32())
+            const seedOfTexts = new Random(seed, `texts/${step - iteration}`).uint32()
+            const made = await promptTask.write(trainer, asked, seedOfTexts).catch((error) => {
+              if (error instanceof NumericError && error.where === 'logits') return undefined
+              throw error
+            })
+            if (made === undefined) return { loss: Number.NaN, tokens: 0, examples: 0 }
+            written = made
           }
           const { samples, rewards } = written
-          const { loss, metrics } = await promptTask.learn(trainer, written, iteration === 0)
+          const { loss, metrics } = await promptTask.learn(trainer, written, iteration === 0).catch((error) => {
+            if (error instanceof NumericError) return { loss: Number.NaN, metrics: undefined }
+            throw error
+          })
           const tokens = samples.reduce((sum, { ids }) => sum + ids.length, 0)
           return { loss, tokens, examples: samples.length, rewards: rewards && { ...rewards, ...metrics } }
         },

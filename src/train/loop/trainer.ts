@@ -103,7 +103,8 @@ export class Trainer {
       const fingerprint = await fingerprintOf({ ...parts, ...about })
       const { resume, chatTemplate, chatTemplateArgs } = options
       const check = (run: RunState) => checkFingerprint(run.fingerprint, fingerprint, resume!.name, false)
-      await inner.start(resume && (await readState(resume, inner.names, check)).engine)
+      const state = resume && (await readState(resume, inner.names, check))
+      await inner.start(state?.engine, state?.run.step)
       const opened = { open, context, fingerprint, closesModel, openTarget }
       return new Trainer(inner, { ...opened, chatTemplate, chatTemplateArgs })
     } catch (error) {
@@ -364,10 +365,10 @@ export class Trainer {
       [gradients, entropyGradients].some((lists) => lists?.[i].some((value) => value !== 0))
     const counted = [...encoded.keys()].filter((i) => countOf(encoded[i]) > 0)
     const moved = counted.filter(isMoved)
-    // Examples without a gradient need not run again. With dropout they do, because masks depend on the batch. If no
-    // example has a gradient, one runs all the same, so that the step has gradients: zeros.
-    const chosen = this.adapter.config.dropout > 0 ? counted : moved.length > 0 ? moved : counted.slice(0, 1)
     const scores = new Map<number, TokenScores>()
+    if (counted.length > 0 && moved.length === 0) return scores
+    // Examples without a gradient need not run again. With dropout they do, because masks depend on the batch.
+    const chosen = this.adapter.config.dropout > 0 ? counted : moved
     for (const plan of this.#plansOf(encoded, chosen)) {
       const batch = plan.examples.map((index) => encoded[index])
       const gradient = open.gradientFeed(

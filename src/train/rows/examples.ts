@@ -38,6 +38,8 @@ interface ReadingOptions extends Pick<TrainInput, 'maxLength' | 'chatTemplate' |
 export interface EncodeOptions extends ReadingOptions {
   readonly task: Task
   readonly model: Model
+  /** True if rows for evaluation are cut to the model's context, and not to `maxLength`. */
+  readonly isHeldOutWhole?: boolean | undefined
   /** Takes the errors of rows that are left out. Default: the first one is thrown. */
   readonly onInvalid?: OnInvalid | undefined
   readonly isHeldOut?: ((index: number) => boolean) | undefined
@@ -52,6 +54,7 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
   const { task, name, isHeldOut = () => false } = options
   const context = await encodeContext(options)
   const { maxLength } = context
+  const whole = { ...context, maxLength: resolveMaxLength(undefined, options.model.contextLength), isLimited: false }
   const [kept, heldOut] = [0, 1].map((): EncodedRows => {
     const examples = new ExampleStore<unknown>(options.file)
     return { examples, rows: 0, truncatedRecords: 0, skippedRecords: 0, notes: new Map() }
@@ -60,10 +63,12 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
   for await (const { row, where } of rows) {
     const part = isHeldOut(kept.rows + heldOut.rows) ? heldOut : kept
     part.rows++
-    const read = await encodeRow(task, row, where, context).catch((error: unknown) => {
-      if (!(error instanceof DataError) || options.onInvalid === undefined) throw error
-      options.onInvalid(error)
-    })
+    const read = await encodeRow(task, row, where, part === heldOut && options.isHeldOutWhole ? whole : context).catch(
+      (error: unknown) => {
+        if (!(error instanceof DataError) || options.onInvalid === undefined) throw error
+        options.onInvalid(error)
+      },
+    )
     if (read === undefined) continue
     const { parsed, encoded } = read
     if (encoded.isTruncated) part.truncatedRecords++

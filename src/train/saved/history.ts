@@ -3,6 +3,7 @@
 import type { TrainSettings } from '../settings.js'
 import type { Evaluation, MemoryUse, SampleEvent, StepEvent, StepMetrics, TrainReport } from '../train-report.js'
 import { BestEvaluation } from './best.js'
+import { hasSignal } from './doubts.js'
 import type { RunState } from './run-folder.js'
 
 const RECENT_STEPS = 100
@@ -86,7 +87,7 @@ export class History {
     }
   }
 
-  report(isDone: boolean, runtime: string): RunReport {
+  report(isDone: boolean, runtime: string): Omit<RunReport, 'warnings'> {
     const { metrics, steps, evaluations, samples } = this
     const kept = this.keepsBest ? this.best.state?.best : undefined
     const before = evaluations[0]?.loss
@@ -95,7 +96,7 @@ export class History {
     return {
       ...{ steps, tokens: metrics.reduce((sum, { tokens }) => sum + tokens, 0) },
       trainLoss: metrics.map(({ loss }) => loss),
-      ...(rewards.length > 0 && { rewards }),
+      ...(rewards.length > 0 && { rewards, stepsWithoutSignal: metrics.filter((step) => !hasSignal(step)).length }),
       keptStep: kept?.step ?? steps,
       stoppedEarly: isDone && steps < this.totalSteps,
       evalLoss: before === undefined || after === undefined ? null : { before, after: after.loss },

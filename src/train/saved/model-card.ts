@@ -21,6 +21,8 @@ export interface CardSources {
   readonly adapter: LoraAdapter
   readonly settings: TrainSettings
   readonly facts: DataFacts
+  /** Tokens to which records for evaluation are cut. Default: the model's context. */
+  readonly evalMaxLength?: number | undefined
   lengths?(): LengthReport | null
 }
 
@@ -82,6 +84,8 @@ function partsOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run:
     evalData: evalData === undefined ? names : dataNames(sources?.evalData, evalData),
     /** The share of the data that was kept for evaluation, if the metrics are of such a share. */
     evalShare: evalData === undefined ? evalSplit : undefined,
+    /** Options of `lowrank evaluate` that give the same numbers; undefined if no file has the records. */
+    evaluate: sources?.evalData === undefined ? undefined : evaluateOptions(run, [sources.evalData].flat()),
     metrics,
     before,
     settings: shown,
@@ -98,6 +102,23 @@ function partsOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run:
   }
 }
 
+function evaluateOptions({ task, options, settings, evalMaxLength }: CardSources, data: readonly string[]): string[] {
+  const { columns = {}, taskOptions = {}, chatTemplateArgs } = options
+  const pairs = (values: object) => Object.entries(values).map(([name, value]) => `${name}=${value}`)
+  const flag = (name: string, value: string | number | undefined) => {
+    return value === undefined || value === '' ? [] : [`--${name} ${shellWord(String(value))}`]
+  }
+  return [
+    ...data.flatMap((file) => flag('data', file)),
+    ...flag('task', task),
+    ...flag('task-options', pairs(taskOptions).join()),
+    ...flag('columns', pairs(columns).join()),
+    ...flag('max-length', evalMaxLength),
+    ...flag('batch-size', settings.batchSize === 8 ? undefined : settings.batchSize),
+    ...flag('chat-template-args', chatTemplateArgs && JSON.stringify(chatTemplateArgs)),
+  ]
+}
+
 /** Names of the data in a card: of data in memory, nothing is known. */
 function dataNames(sources: RunSources['data'] | undefined, data: TrainingData): string[] {
   if (sources !== undefined) return [sources].flat()
@@ -108,7 +129,7 @@ function dataNames(sources: RunSources['data'] | undefined, data: TrainingData):
 const ID = /^[\w-][\w.-]*\/[\w-][\w.-]*$/
 
 export function modelCard(parts: CardParts): string {
-  const { base, data, evalData, evalShare, metrics, before, settings } = parts
+  const { base, data, evalData, evalShare, evaluate, metrics, before, settings } = parts
   const share = evalShare === undefined ? '' : `${evalShare} of the records in `
   const name = lastOf(parts.folder)
   const entries = Object.entries(metrics).filter(([, value]) => Number.isFinite(value))
@@ -133,6 +154,9 @@ export function modelCard(parts: CardParts): string {
           '| --- | --- | --- |',
           ...numbers,
           '',
+          ...(evaluate === undefined
+            ? []
+            : ['```sh', `npx lowrank evaluate ${baseFlags(parts)} ${evaluate.join(' ')}`, '```', '']),
         ]),
     ...usage(parts),
     '## Training',
@@ -176,6 +200,12 @@ function metadata(
   ]
 }
 
+/** The base and the adapter, as commands take them. */
+function baseFlags({ base, folder, namesDtype, dtype }: CardParts): string {
+  const form = namesDtype && typeof dtype === 'string' ? ` --dtype ${shellWord(dtype)}` : ''
+  return `--model ${shellWord(base)}${form} --adapter ${shellWord(folder)}`
+}
+
 function usage(parts: CardParts): string[] {
   const { base, baseName, folder, config, labels, problemType, callOptions } = parts
   const { pipeline, autoClass, command, onlyMerged = false } = parts.use
@@ -202,7 +232,7 @@ function usage(parts: CardParts): string[] {
     'With lowrank, from the command line:',
     '',
     '```sh',
-    `npx lowrank ${verb} --model ${shellWord(base)}${form} --adapter ${shellWord(folder)} ${flag} ${shellText(input)}${args}`,
+    `npx lowrank ${verb} ${baseFlags(parts)} ${flag} ${shellText(input)}${args}`,
     '```',
     '',
     ...(onlyMerged

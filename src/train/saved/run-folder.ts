@@ -152,15 +152,19 @@ export async function writeState(directory: Directory, names: readonly string[],
       return { name: `${part}/${names[i]}`, dtype: 'fp32', shape: [values.length], data: bytesOf(values) }
     }),
   )
-  await saveSafetensors(directory, STATE_FILE, tensors, { run: JSON.stringify(run) })
+  await saveSafetensors(directory, STATE_FILE, tensors, {
+    run: JSON.stringify({ ...run, updates: engine.updates }),
+  })
 }
 
 /** `check` sees the run before its tensors are read, and throws when it is another run's. */
 export function readState(directory: Directory, names: readonly string[], check: (run: RunState) => void) {
   return withSource(directory, STATE_FILE, async (source) => {
     const file = await parseSafetensorsHeader(source)
-    const run = jsonIn(file.metadata.run)
-    if (!isRunState(run)) throw new FormatError({ where: source.name, what: 'not the state of a training run' })
+    const written = jsonIn(file.metadata.run)
+    if (!isRunState(written)) throw new FormatError({ where: source.name, what: 'not the state of a training run' })
+    // A step without a gradient is none of AdamW.
+    const { updates = written.step, ...run } = written
     check(run)
     const read = async (part: string): Promise<Float32Array[]> => {
       const arrays: Float32Array[] = []
@@ -171,16 +175,23 @@ export function readState(directory: Directory, names: readonly string[], check:
       parameters: await read('parameters'),
       firstMoments: await read('firstMoments'),
       secondMoments: await read('secondMoments'),
-      updates: run.step,
+      updates,
       ...(file.tensors.has(`best/${names[0]}`) && { best: await read('best') }),
     }
     return { engine, run }
   })
 }
 
-function isRunState(value: unknown): value is RunState {
+function isRunState(value: unknown): value is RunState & { updates?: number } {
   if (typeof value !== 'object' || value === null) return false
-  const { step, fingerprint, evaluations, samples, best } = value as Partial<RunState>
+  const {
+    step,
+    updates = step,
+    fingerprint,
+    evaluations,
+    samples,
+    best,
+  } = value as Partial<RunState> & { updates?: unknown }
   return (
     Array.isArray(evaluations) &&
     evaluations.every(isEvaluation) &&
@@ -188,6 +199,8 @@ function isRunState(value: unknown): value is RunState {
     (best === undefined || (Number.isSafeInteger(best?.stale) && isEvaluation(best.best))) &&
     Number.isSafeInteger(step) &&
     Number(step) >= 0 &&
+    Number.isSafeInteger(updates) &&
+    Number(updates) >= 0 &&
     typeof fingerprint === 'object' &&
     fingerprint !== null
   )

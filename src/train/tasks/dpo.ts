@@ -168,11 +168,11 @@ class Dpo extends TwoAnswers<AnswerExample> implements OpenTask<AnswerExample> {
     )
   }
 
-  metrics({ predictions }: { predictions: readonly unknown[] }): Record<string, number> {
-    return meansOf(this.values(predictions))
+  metrics(result: { predictions: readonly unknown[] }): Record<string, number> {
+    return meansOf(this.values(result))
   }
 
-  values(predictions: readonly unknown[]): Record<string, number[]> {
+  values({ predictions }: { predictions: readonly unknown[] }): Record<string, number[]> {
     const rewards = predictions as readonly Two[]
     return {
       'rewards/accuracies': rewards.map(([chosen, rejected]) => (chosen > rejected ? 1 : 0)),

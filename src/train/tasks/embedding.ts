@@ -222,16 +222,17 @@ class Embedding implements OpenTask<RelatedExample> {
   }
 
   metrics({ examples, predictions }: Evaluated<RelatedExample>): Record<string, number> {
-    if (this.#loss !== 'cosine') return meansOf(this.values(predictions))
+    if (this.#loss !== 'cosine') return meansOf(this.values({ examples, predictions }))
     const cosines = new Cosines(predictions as readonly Float32Array[][])
     const found = predictions.map((_, row) => cosines.of(row, 1, row))
     return { spearman: spearman(found, scoresOf(examples)) }
   }
 
-  values(predictions: readonly unknown[]): Record<string, number[]> {
+  values({ examples, predictions }: Omit<Evaluated<RelatedExample>, 'loss'>): Record<string, number[]> {
     if (this.#loss === 'cosine') return {}
     const cosines = new Cosines(predictions as readonly Float32Array[][])
-    return retrievalValues(predictions.length, (query, candidate) => cosines.of(query, 1, candidate), RECALLS)
+    const score = (query: number, candidate: number) => cosines.of(query, 1, candidate)
+    return retrievalValues(predictions.length, score, RECALLS, sameTexts(examples))
   }
 
   checkEvaluation({ texts, score }: RelatedExample): void {
@@ -256,8 +257,11 @@ function scoresOf(examples: readonly RelatedExample[]): number[] {
   return examples.map(({ score }) => score!)
 }
 
-/** Returns a test of whether a candidate equals the text or its partner. */
-function sameTexts(examples: readonly RelatedExample[]): (text: number, candidate: number) => boolean {
+/**
+ * Returns a test of whether a candidate is no document of its own for a text: a copy of an earlier candidate, of the
+ * text, or of a partner that the same text has in any record. Candidates are the partners, then the negatives.
+ */
+export function sameTexts(examples: readonly RelatedExample[]): (text: number, candidate: number) => boolean {
   const key = ({ inputIds }: RelatedExample['texts'][number]) => inputIds.join()
   const texts = examples.map(({ texts: [first] }) => key(first))
   const partners = examples.map(({ texts: [, second] }) => key(second))
@@ -265,7 +269,11 @@ function sameTexts(examples: readonly RelatedExample[]): (text: number, candidat
     ...partners,
     ...examples.flatMap(({ texts: [, , third] }) => (third === undefined ? [] : [key(third)])),
   ]
-  return (text, candidate) => candidates[candidate] === partners[text] || candidates[candidate] === texts[text]
+  const right = new Map(texts.map((text) => [text, new Set([text])]))
+  for (const [i, text] of texts.entries()) right.get(text)!.add(partners[i])
+  const first = new Map([...candidates.entries()].reverse().map(([i, candidate]) => [candidate, i]))
+  return (text, candidate) =>
+    first.get(candidates[candidate]) !== candidate || right.get(texts[text])!.has(candidates[candidate])
 }
 
 interface Vector {
@@ -337,7 +345,7 @@ function directed(vector: Float32Array): Vector {
  * Makes each text find its partner among the partners of all examples and the negatives: cross-entropy of cos /
  * temperature, as MultipleNegativesRankingLoss of sentence-transformers (scale = 1 / temperature).
  *
- * @param isSame whether a candidate is a copy of the text or of its partner, and so does not count as a negative
+ * @param isSame whether a candidate is a copy of a right or an earlier one, and so does not count as a negative
  */
 export function inBatchLoss(
   cosines: Cosines,

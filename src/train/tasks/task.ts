@@ -183,7 +183,7 @@ export interface OpenTask<Example = unknown> extends Objective {
   /** The loss of each example, from {@link predict}. Without this, an evaluation runs examples one at a time for it. */
   exampleLosses?(predictions: readonly unknown[]): number[]
   /** The values per example of metrics that are means over the examples. */
-  values?(predictions: readonly unknown[]): Record<string, readonly number[]>
+  values?(result: Omit<Evaluated<Example>, 'loss'>): Record<string, readonly number[]>
   metrics(result: Evaluated<Example>): Record<string, number>
 }
 

@@ -35,12 +35,14 @@ function train(name: string, module: string, file = `${name}.mjs`, more: string[
   )
 }
 
-it('learns from a module, whose weights count', async () => {
-  const functions = `export const short = ({ text }) => -text.length
-    export async function asked({ prompt, tokens, row }) { return prompt === row.prompt && tokens > 0 ? 1 : 0 }
+it('learns from the default export of a module, whose weights count, and names the rewards first', async () => {
+  const functions = `const short = ({ text }) => -text.length
+    async function asked({ prompt, tokens, row }) { return prompt === row.prompt && tokens > 0 }
+    export function helper() { throw new Error('not a reward') }
+    export default { short, asked }
     export const weights = { short: 0.01 }`
   const { code, stderr } = await train('learned', functions)
-  expect([code, stderr]).toEqual([0, expect.stringContaining('reward ')])
+  expect([code, stderr]).toEqual([0, expect.stringMatching(/Rewards: short, asked\n.*reward /s)])
   const [line] = readFileSync(join(scratch, 'learned/metrics.jsonl'), 'utf8').split('\n')
   const { rewards } = JSON.parse(line)
   expect(rewards.byFunction.asked).toBe(1)
@@ -87,9 +89,22 @@ it('learns from graders, of which one asks a server', async () => {
 })
 
 it.each([
-  ['hangs', 'export function hang() { for (;;); }', /reward hang: it gave nothing within 3 seconds.*The text: "/],
-  ['throws', 'export function broken() { throw new Error("no file") }', /reward broken: it threw: no file/],
-  ['is empty', 'export const nothing = 1', /exports no function/],
+  [
+    'hangs',
+    'export default function hang() { for (;;); }',
+    /reward hang: it gave nothing within 3 seconds.*The text: "/,
+  ],
+  [
+    'throws',
+    'const broken = () => { throw new Error("no file") }; export default [broken]',
+    /reward broken: it threw: no file/,
+  ],
+  ['is empty', 'export const nothing = 1', /no default export.*got no function/],
+  [
+    'chooses none',
+    'export const mine = () => 1; export const helper = () => 2',
+    /no default export.*got (mine, helper|helper, mine)\. .*chooses none\.mjs#/,
+  ],
   ['is not there', 'import "./not-there.mjs"', /not-there/],
 ])('ends with a module that %s', async (name, module, message) => {
   const { code, stderr } = await train(name, module)
@@ -97,9 +112,25 @@ it.each([
   if (name === 'hangs') expect(existsSync(join(scratch, name, 'training-state.safetensors'))).toBe(true)
 })
 
+it('takes the functions that the option names, and says at the end that it learned nothing from equal rewards', async () => {
+  writeFileSync(join(scratch, 'helpers.mjs'), 'export const same = () => true; export const helper = () => 2')
+  const run = (name: string, functions: string) =>
+    lowrank(
+      ...['train', '--task', 'grpo', '--model', model, '--data', data, '--max-steps', '3', '--threads', '1'],
+      ...['--task-options', 'numGenerations=2,maxCompletionLength=3', '--out', join(scratch, name)],
+      ...['--rewards', `${join(scratch, 'helpers.mjs')}#${functions}`],
+    )
+  const { code, stderr } = await run('equal', 'same')
+  expect(code).toBe(0)
+  expect(stderr).toMatch(/Rewards: same\n.*in the first 3 steps no text was better/s)
+  expect(stderr.trim()).toMatch(/warning: no text was better than another: nothing was learned$/)
+  expect(readFileSync(join(scratch, 'equal/report.html'), 'utf8')).toContain('nothing was learned')
+  expect((await run('misnamed', 'sane')).stderr).toMatch(/exports no function sane; got helper, same/)
+})
+
 it('is read by a program that Node got as a text, and does not keep it running', async () => {
   const file = join(scratch, 'length.mjs')
-  writeFileSync(file, 'export const length = ({ text }) => text.length')
+  writeFileSync(file, 'const length = ({ text }) => text.length; export default length')
   const program = `import { loadRewards } from ${JSON.stringify(new URL('../../../src/api/node/rewards.js', import.meta.url))}
     const [length] = await loadRewards(${JSON.stringify(file)})
     console.log(length.name, await length({ text: 'abc' }))`

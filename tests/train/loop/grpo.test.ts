@@ -210,6 +210,52 @@ describe('runs', () => {
     expect(out.files.get(WEIGHTS)).toEqual(whole.files.get(WEIGHTS))
   })
 
+  it('change nothing by texts that are cut, and take no step', async () => {
+    const parts: unknown[] = []
+    for (const maxSteps of [0, 4]) {
+      const [out, on] = [new MemoryDirectory(), {}]
+      const taskOptions = { beta: 0.5, maskTruncatedCompletions: true, maxCompletionLength: 1 }
+      const given = { out, on, learningRate: 0.1, config: { rank: 4, init: 'kaiming-uniform' as const } }
+      const stopped = maxSteps === 0 ? AbortSignal.abort() : undefined
+      const { adapter, report } = await run({ ...given, signal: stopped, weightDecay: 0.1 }, taskOptions)
+      parts.push(adapter.parts('linear').flatMap(({ weightA, weightB }) => [weightA.data, weightB.data]))
+      if (maxSteps === 0) continue
+      expect(report.trainLoss).toEqual([0, 0, 0, 0])
+      expect(report.warnings).toEqual(['every B is still all zeros: the layers learned nothing'])
+    }
+    expect(parts[1]).toEqual(parts[0])
+  })
+
+  it.each([
+    ['are equal', () => 1],
+    ['are null', () => null],
+    ['are all true', () => true],
+  ])('warn and say that nothing was learned if rewards %s', async (_, reward) => {
+    const warnings: string[] = []
+    const on = { warning: (message: string) => void warnings.push(message) }
+    const { report, adapter } = await run({ rewards: [reward], on })
+    expect(warnings).toEqual([expect.stringMatching(/^in the first 3 steps no text was better/)])
+    expect(report.warnings).toEqual(['no text was better than another: nothing was learned'])
+    expect(report.stepsWithoutSignal).toBe(4)
+    expect(adapter.parts('linear').every(({ weightB }) => weightB.data.every((value) => value === 0))).toBe(true)
+  })
+
+  it('end with the last good weights when the model gives NaN', async () => {
+    const out = new MemoryDirectory()
+    const error = await run({
+      out,
+      learningRate: 10,
+      maxGradNorm: 0,
+      config: { rank: 4, alpha: 1e30 },
+      warmupSteps: 0,
+    }).catch((caught) => caught)
+    expect(error).toBeInstanceOf(NumericError)
+    expect(error.message).toMatch(/^step 2: the loss is NaN; the last good adapter is in /)
+    const { data } = (await loadAdapter(out)).parts('linear')[0].weightB
+    expect(data.every(Number.isFinite)).toBe(true)
+    expect(await out.list()).not.toContain('training-state.safetensors')
+  })
+
   it.each([
     ['hangs', () => new Promise<number>(() => {}), RuntimeError, /within 0.05 seconds/],
     ['gives NaN', () => Number.NaN, NumericError, /not a finite number.*NaN/s],

@@ -12,7 +12,7 @@ import {
 } from '../../../src/api/node.js'
 import { readSentenceModules } from '../../../src/model/sentence-modules.js'
 import { ModelSession } from '../../../src/run/model-session.js'
-import { Cosines, embedding, inBatchLoss } from '../../../src/train/tasks/embedding.js'
+import { Cosines, embedding, inBatchLoss, sameTexts } from '../../../src/train/tasks/embedding.js'
 import { meansOf, pearson, retrievalValues, spearman } from '../../../src/train/tasks/metrics.js'
 import { train as trainAdapter } from '../../../src/train/train.js'
 import { maxDifference, openModel } from '../../run/models.js'
@@ -278,6 +278,33 @@ it('takes no second copy of a partner for a negative', () => {
   const isSame = () => true
   expect(inBatchLoss(cosines, 0.05, isSame)).toBe(0)
   expect(inBatchLoss(cosines, 0.05)).toBeCloseTo(Math.log(2), 6)
+})
+
+it('takes equal texts for one document, in the measures and in the loss', () => {
+  // Texts 0 and 1 ask for the same passage, text 2 is text 3 and has two; text 4 is wrong about one passage, twice.
+  const texts = [0, 1, 2, 2, 4].map((id) => Int32Array.of(id))
+  const partners = [10, 10, 12, 13, 14].map((id) => Int32Array.of(id))
+  const isSame = sameTexts(
+    texts.map((inputIds, i) => ({
+      texts: [inputIds, partners[i]].map((ids) => ({ inputIds: ids, tokenTypeIds: ids })),
+      score: undefined,
+    })),
+  )
+  const scores = [
+    [0.9, 0.9, 0.1, 0.1, 0.1],
+    [0.9, 0.9, 0.1, 0.1, 0.1],
+    [0.1, 0.1, 0.7, 0.8, 0.1],
+    [0.1, 0.1, 0.8, 0.7, 0.1],
+    [0.8, 0.8, 0.1, 0.1, 0.7],
+  ]
+  const score = (query: number, candidate: number) => scores[query][candidate]
+  expect(retrievalValues(5, score, [1], isSame)).toEqual({ 'recall@1': [1, 1, 1, 1, 0], mrr: [1, 1, 1, 1, 1 / 2] })
+  const same = Float32Array.of(1, 0)
+  const cosines = new Cosines(texts.map(() => [same, same]))
+  // All cosines are equal, so the loss is ln(documents that are right or wrong once).
+  const documents = [4, 4, 3, 3, 4]
+  const expected = documents.reduce((sum, count) => sum + Math.log(count), 0) / 5
+  expect(inBatchLoss(cosines, 0.05, isSame)).toBeCloseTo(expected, 6)
 })
 
 it('counts places as they are', () => {

@@ -160,6 +160,7 @@ export const train = defineCommand({
       const [call] = /^npx lowrank .*$/m.exec(card) ?? []
       if (call !== undefined) say(`Try it: ${call}`)
     }
+    for (const warning of report.warnings) warn(warning)
     if (json) printDocument({ ...report, out })
     return interrupted ? EXIT_INTERRUPTED : 0
   },

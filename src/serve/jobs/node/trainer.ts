@@ -195,6 +195,7 @@ async function work(): Promise<void> {
       return training
     })
     if (result.report.interrupted) return
+    for (const warning of result.report.warnings) await warn(warning)
   }
   await tellMade()
   if (gate !== undefined) await judge(JSON.parse(gate))
