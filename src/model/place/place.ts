@@ -4,7 +4,7 @@ import { isWeightDtype } from '../../core/base/dtype.js'
 import { attempt, didYouMean, MismatchError, UnsupportedError } from '../../core/base/errors.js'
 import { formatShape } from '../../core/base/tensor.js'
 import { groupsRefusal } from '../../lora/kinds/convolution-factors.js'
-import { EMBEDDING, rowsName } from '../../lora/part.js'
+import { EMBEDDING, moduleOf, rowsName } from '../../lora/part.js'
 import { isVocabularyModule } from '../../lora/peft/tied.js'
 import { dataTypeName } from '../../onnx/format/tensors.js'
 import { floatAttribute } from '../../onnx/view/attributes.js'
@@ -19,6 +19,7 @@ import {
   copyAt,
   type Facts,
   type LayerPlacement,
+  NO_FACTS,
   type PartOf,
   type PartShape,
   type Placed,
@@ -62,6 +63,26 @@ export function place(model: PlacedModel, adapter: PlacedAdapter, facts: Facts):
   }
   for (const part of partsOf('token-rows')) add(part.name, () => placeRows(model, part, adapter, facts))
   return { placements, problems }
+}
+
+type LayerShape = Omit<PartOf<'linear'>, 'kind' | 'module'>
+
+/** Places factors of a training, which are known by their shapes. Throws the first problem. */
+export function placeFactors(
+  model: PlacedModel,
+  factors: {
+    readonly layers: readonly LayerShape[]
+    readonly lookups: readonly LayerShape[]
+    readonly experts: readonly Omit<PartOf<'parameter'>, 'kind' | 'module'>[]
+  },
+): readonly Placement[] {
+  const { layers, lookups, experts } = factors
+  const parts: PartShape[] = [
+    ...layers.map(({ name, d, k }) => ({ kind: 'linear', name, module: name, d, k }) as const),
+    ...lookups.map(({ name, d, k }) => ({ kind: EMBEDDING, name, module: name, d, k }) as const),
+    ...experts.map((of) => ({ ...of, kind: 'parameter', module: moduleOf(of.name) }) as const),
+  ]
+  return placedOrThrow(place(model, { parts, isConv1d: false, has: () => false }, NO_FACTS))
 }
 
 /** Throws the first problem. */

@@ -3,11 +3,11 @@
 import { siteInput } from '../../model/inject/sites.js'
 import type { NamedLayer } from '../../model/match/forms/form.js'
 import { findProduct } from '../../model/match/forms/forms.js'
+import { findEmbeddings } from '../../model/match/forms/lookup.js'
 import { withPointwise } from '../../model/match/forms/pointwise.js'
 import { exposeProducts, findLinears, type Linear, type ModuleMap, reachesRowWise } from '../../model/match/linears.js'
-import { matchLayers } from '../../model/match/match.js'
-import { partsForGraph } from '../../model/match/packed.js'
 import { LOGIT_BYTES } from '../../model/memory.js'
+import { placeFactors } from '../../model/place/place.js'
 import { DataType, type NodeProto } from '../../onnx/format/tensors.js'
 import { gradientPath } from '../../onnx/gradients/backward.js'
 import { Builder, type Value } from '../../onnx/view/builder.js'
@@ -89,12 +89,17 @@ export async function buildForward(
   const found = withPointwise(graph, findLinears(graph, options.modules), names)
   const base = options.base?.open(graph, found)
   for (const { input, shape } of base?.trained ?? []) graph.inputs.push(valueInfo(input, DataType.FLOAT, shape))
-  const { lookups = [], experts = [], config = {} } = options
-  adaptLookups(graph, lookups, objectiveGraph.customGradients)
+  const { layers, lookups = [], experts = [], config = {} } = options
   const linears = exposeProducts(graph, found)
-  const placed = matchLayers(linears, partsForGraph(linears, options.layers, false))
+  const model = { graph, linears, embeddings: findEmbeddings(graph), config, use: 'training' } as const
+  const placements = placeFactors(model, { layers, lookups, experts })
+  adaptLookups(graph, lookups, placements, objectiveGraph.customGradients)
+  const placed = placements.flatMap((at) => {
+    const layer = at.kind === 'layer' ? layers.find(({ name }) => name === at.part) : undefined
+    return at.kind === 'layer' && layer !== undefined ? { at, linear: at.linear, layer } : []
+  })
   const ofBase = base?.layersOf(linears) ?? []
-  const ofExperts = adaptExperts(graph, linears, experts, config)
+  const ofExperts = adaptExperts(graph, experts, placements)
   const adapted = new Set([...placed, ...ofExperts.branches].map(({ linear }) => linear.node))
   for (const { node } of ofBase) adapted.add(node)
   const others = [...(base?.trained ?? []), ...objectiveGraph.parameters]
@@ -129,7 +134,7 @@ export async function buildForward(
     const { form, last, input, output } = inRows.get(linear.node) as Linear
     return { ...linear, form, last, input, output, name }
   }
-  const branches = placed.map(({ linear, layer: { layer, start, d } }): Branch => {
+  const branches = placed.map(({ linear, layer, at: { start, d } }): Branch => {
     const { name, rank, scaling, baseSquares } = layer
     const part = d === layer.d ? undefined : { start, end: start + d }
     return { linear: asRows(linear, name), rank, scaling, baseSquares, part }

@@ -3,8 +3,8 @@
 
 import { siteInput } from '../../model/inject/sites.js'
 import { addToStack } from '../../model/inject/stacks.js'
-import type { Linear } from '../../model/match/linears.js'
-import { type Parameter, placeExperts, type RowOrder } from '../../model/place/experts.js'
+import type { Parameter, RowOrder } from '../../model/place/experts.js'
+import type { Placement } from '../../model/place/placement.js'
 import { Builder, type Value } from '../../onnx/view/builder.js'
 import type { Graph } from '../../onnx/view/graph.js'
 
@@ -14,20 +14,15 @@ export type TrainedExperts = Parameter & { readonly rank: number; readonly scali
  * Adds s·B·A to stacked weights, as PEFT does, and returns the branches of experts that are layers of their own. The
  * sum is as large as the weights, and so is its gradient.
  */
-export function adaptExperts(
-  graph: Graph,
-  linears: readonly Linear[],
-  all: readonly TrainedExperts[],
-  config: Readonly<Record<string, unknown>>,
-) {
+export function adaptExperts(graph: Graph, all: readonly TrainedExperts[], placements: readonly Placement[]) {
   const g = new Builder(graph, 'lora')
   const stacks: Value[] = []
-  // Find all places before the first one changes.
-  const places = all.map((of) => placeExperts(graph, linears, of, config))
-  const branches = all.flatMap((of, i) => {
+  const branches = all.flatMap((of) => {
     const { rank, scaling, d, experts } = of
-    const { order, layers, stack } = places[i]
-    if (stack !== undefined) {
+    const places = placements.filter(({ part }) => part === of.name)
+    for (const at of places) {
+      if (at.kind !== 'stack') continue
+      const { stack, order } = at
       stacks.push(stack.weight)
       const [a, b] = [siteInput(of.name, 'A'), inRows(g, of, order)]
       const weightA = g.reshape(a, g.int([experts, rank, -1]))
@@ -36,7 +31,9 @@ export function adaptExperts(
       const delta = g.matmul(g.transpose(factors[0], [0, 2, 1]), factors[1])
       addToStack(graph, g, stack.weight, g.mul(delta, g.float(scaling)))
     }
-    return layers.map(({ linear, expert: index, start }) => {
+    return places.flatMap((at) => {
+      if (at.kind !== 'layer') return []
+      const { linear, expert: index = 0, start, order } = at
       const part = linear.d === d ? undefined : { start, end: start + linear.d }
       return { linear, rank, scaling, part, expert: { of, index, order } }
     })

@@ -3,8 +3,7 @@
 
 import { siteInput } from '../../model/inject/sites.js'
 import type { NamedLayer } from '../../model/match/forms/form.js'
-import { findEmbeddings } from '../../model/match/forms/lookup.js'
-import { matchLayers } from '../../model/match/match.js'
+import type { Placement } from '../../model/place/placement.js'
 import { DataType } from '../../onnx/format/tensors.js'
 import type { CustomGradients } from '../../onnx/gradients/backward.js'
 import { Builder } from '../../onnx/view/builder.js'
@@ -12,11 +11,18 @@ import type { Graph } from '../../onnx/view/graph.js'
 
 export type TrainedLookup = NamedLayer & { readonly rank: number; readonly scaling: number }
 
-/** Finds the embedding layers that look up the run's tokens or positions. Throws MismatchError if there are none. */
-export function adaptLookups(graph: Graph, lookups: readonly TrainedLookup[], custom: CustomGradients): void {
+export function adaptLookups(
+  graph: Graph,
+  lookups: readonly TrainedLookup[],
+  placements: readonly Placement[],
+  custom: CustomGradients,
+): void {
   if (lookups.length === 0) return
   const g = new Builder(graph, 'lora')
-  for (const { linear, layer } of matchLayers(findEmbeddings(graph), lookups)) {
+  for (const at of placements) {
+    const layer = lookups.find(({ name }) => name === at.part)
+    if (at.kind !== 'layer' || layer === undefined) continue
+    const { linear } = at
     const [weightA, weightB] = [siteInput(layer.name, 'A'), siteInput(layer.name, 'B')]
     const ids = g.reshape(g.cast(linear.input, DataType.INT64), g.int([-1]))
     const low = g.op('Gather', [weightA, ids], { axis: 1 })
