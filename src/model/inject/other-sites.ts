@@ -1,7 +1,6 @@
 // Places of adapters besides linear layers: embeddings, experts, norms, biases of convolutions. Vectors of a norm or a
 // convolution are applied after it, so that each row of a batch can have different ones.
 
-import { UnsupportedError } from '../../core/base/errors.js'
 import { create } from '../../onnx/format/protobuf.js'
 import { DataType, type NodeProto, TensorProtoSchema } from '../../onnx/format/tensors.js'
 import { Builder, type Value } from '../../onnx/view/builder.js'
@@ -11,7 +10,7 @@ import { sourceOf } from '../../onnx/view/patterns.js'
 import { valueInfo } from '../../onnx/view/value-info.js'
 import { findEmbeddings } from '../match/forms/lookup.js'
 import type { Linear } from '../match/linears.js'
-import { NORMS, type Place, placesOf, storedValue } from '../match/parameters.js'
+import { BIAS_INPUTS, isConvolutionBias, NORMS, type Place, placesOf, storedValue } from '../match/parameters.js'
 import { stackOf } from '../place/experts.js'
 import { ownInput, type Site, type SiteNeeds, SLOTS_INPUT, siteInput } from './sites.js'
 import { addToStack } from './stacks.js'
@@ -68,22 +67,6 @@ export function otherSites(graph: Graph, needs: SiteNeeds, wanted: Iterable<Vect
   }
 }
 
-/** Operators that broadcast, so that an input may have any shape. */
-const ELEMENTWISE: ReadonlySet<string> = new Set(['Add', 'Mul', 'Sub', 'Div'])
-
-export function checkVector(name: string, { node, input }: Place): void {
-  const norm = entryOf(NORMS, node.opType)
-  if (ELEMENTWISE.has(node.opType) || (norm !== undefined && Object.values(norm).includes(input))) return
-  if (isConvolutionBias({ node, input })) return
-  throw new UnsupportedError({
-    where: name,
-    what: 'a session cannot replace this tensor, because of the node that reads it',
-    expected: `a norm, ${[...ELEMENTWISE].join(', ')}, or the bias of a Conv`,
-    got: `${node.name} (${node.opType})`,
-    hint: 'Merge the adapter',
-  })
-}
-
 /** Makes each tensor an input, (d) or (rows, 1, d). */
 export function injectVectors(graph: Graph, vectors: readonly VectorPlaces[]): void {
   const g = new Builder(graph, 'lora')
@@ -104,18 +87,13 @@ export function injectVectors(graph: Graph, vectors: readonly VectorPlaces[]): v
   for (const [node, values] of norms) openNorm(graph, g, node, values)
 }
 
-const CONVOLUTION_BIAS = 2
 /** A number of axes that no tensor has. */
 const MANY = 99
 
-function isConvolutionBias({ node, input }: Place): boolean {
-  return node.opType === 'Conv' && input === CONVOLUTION_BIAS
-}
-
 /** Removes the bias of a convolution, and adds `values`, (d) or (rows, 1, d), to its channels (rows, d, …). */
 function addToChannels(graph: Graph, g: Builder, node: NodeProto, values: Value): void {
-  const bias = node.input[CONVOLUTION_BIAS]
-  graph.setInputs(node, node.input.slice(0, CONVOLUTION_BIAS))
+  const bias = node.input[BIAS_INPUTS.Conv]
+  graph.setInputs(node, node.input.slice(0, BIAS_INPUTS.Conv))
   graph.putBehind(node.output[0], (plain) => {
     const lengths = g.op('Slice', [g.shape(plain), g.int([2]), g.int([MANY])])
     const shape = g.concat([g.int([-1, widthOf(graph, bias)]), g.div(lengths, lengths)], 0)

@@ -56,7 +56,7 @@ export interface BiasPlace extends Place {
   readonly width: number
 }
 
-const BIAS_INPUTS: Readonly<Record<string, number>> = {
+export const BIAS_INPUTS: Readonly<Record<string, number>> = {
   Gemm: 2,
   Conv: 2,
   [PACKED_ATTENTION]: 2,
@@ -137,6 +137,27 @@ export const NORMS: Readonly<Record<string, Readonly<Record<string, number>>>> =
   SkipLayerNormalization: { weight: 2, bias: 3 },
   SkipSimplifiedLayerNormalization: { weight: 2 },
   EmbedLayerNormalization: { weight: 5, bias: 6 },
+}
+
+/** Operators that broadcast, so that an input may have any shape. */
+const ELEMENTWISE: ReadonlySet<string> = new Set(['Add', 'Mul', 'Sub', 'Div'])
+
+/** Throws UnsupportedError if a session cannot give rows of a batch other values at this place. */
+export function checkVector(name: string, { node, input }: Place): void {
+  const norm = entryOf(NORMS, node.opType)
+  if (ELEMENTWISE.has(node.opType) || (norm !== undefined && Object.values(norm).includes(input))) return
+  if (isConvolutionBias({ node, input })) return
+  throw new UnsupportedError({
+    where: name,
+    what: 'a session cannot replace this tensor, because of the node that reads it',
+    expected: `a norm, ${[...ELEMENTWISE].join(', ')}, or the bias of a Conv`,
+    got: `${node.name} (${node.opType})`,
+    hint: 'Merge the adapter',
+  })
+}
+
+export function isConvolutionBias({ node, input }: Place): boolean {
+  return node.opType === 'Conv' && input === BIAS_INPUTS.Conv
 }
 
 /** Optimum's ending for a tensor that both branches of an `If` read. */

@@ -12,7 +12,15 @@ import { FLOAT_DTYPES } from '../match/forms/float-product.js'
 import { findPointwise } from '../match/forms/pointwise.js'
 import { type Linear, nodeScope } from '../match/linears.js'
 import { endAlike, ofModule } from '../match/module-names.js'
-import { biasOf, certainBias, findConvolutions, type Place, placesOf, shapeError } from '../match/parameters.js'
+import {
+  biasOf,
+  certainBias,
+  checkVector,
+  findConvolutions,
+  type Place,
+  placesOf,
+  shapeError,
+} from '../match/parameters.js'
 import { placeExperts } from './experts.js'
 import { placeLayers } from './linears.js'
 import {
@@ -244,6 +252,7 @@ function placeTensor(
     }
     const { model_type: type = 'no model_type in config.json' } = config
     const offset = normOffset(graph, config, name) ?? refuse(name, UNKNOWN_OFFSET, String(type))
+    if (use === 'session') for (const at of places) checkVector(name, at)
     return places.map((at) => vector({ ...at, linear: undefined, start: undefined, offset }))
   }
   const isFree = ({ name: tiedTo }: Linear) => !adapter.has(`${tiedTo}.weight`)

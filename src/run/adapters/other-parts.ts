@@ -10,7 +10,7 @@ import type { LoraLayer } from '../../lora/layer.js'
 import { requireUnchangedBase } from '../../lora/requirements.js'
 import type { LinearValues, RunAdapter } from '../../lora/run-adapter.js'
 import { affineOf, ownBias } from '../../model/inject/affine.js'
-import { checkVector, type VectorPlaces } from '../../model/inject/other-sites.js'
+import type { VectorPlaces } from '../../model/inject/other-sites.js'
 import { findEmbeddings } from '../../model/match/forms/lookup.js'
 import type { Linear } from '../../model/match/linears.js'
 import { layerOfPart } from '../../model/match/packed.js'
@@ -137,7 +137,6 @@ async function adapterSites(onnx: OnnxModel, model: PlacedModel, adapter: LoraAd
         continue
       }
       const { node, input, offset } = at
-      checkVector(at.part, at)
       const own = await readVector(onnx, graph, node.input[input], at.part)
       const vector = entry(vectors, at.part, () => {
         return { name: at.part, places: [], base: own, values: values.map((value) => value + offset) }

@@ -4,9 +4,9 @@ import { describe, expect, it } from 'vitest'
 import type { Feeds, RuntimeTensor } from '../../../src/api/node.js'
 import { f32ToF16 } from '../../../src/core/base/dtype.js'
 import { Random } from '../../../src/core/base/random.js'
-import { checkVector, injectVectors } from '../../../src/model/inject/other-sites.js'
+import { injectVectors } from '../../../src/model/inject/other-sites.js'
 import { siteInput } from '../../../src/model/inject/sites.js'
-import { NORMS } from '../../../src/model/match/parameters.js'
+import { checkVector, NORMS } from '../../../src/model/match/parameters.js'
 import {
   TensorProto_DataType as DataType,
   GraphProtoSchema,
