@@ -6,10 +6,9 @@ import { readRows } from '../files/data/read-rows.js'
 import { isByteSource, isDirectory, planSplit, type Row } from '../files/data/row.js'
 import type { LoraConfig } from '../lora/config.js'
 import { otherWeights } from '../model/base-record.js'
-import { findLinears } from '../model/match/linears.js'
 import { chooseCopies, gigabytes, type MemoryLimit, memoryWarning, trainingMemory } from '../model/memory.js'
 import type { Model } from '../model/model-folder.js'
-import { placeLayers } from '../model/place/linears.js'
+import { placedModel, placeFactors } from '../model/place/place.js'
 import type { ExampleFile } from '../model/text/example-store.js'
 import { readGraph } from '../onnx/view/graph.js'
 import { type RunSources, runRecord } from './about-run.js'
@@ -136,9 +135,9 @@ export async function checkLayers(options: TrainInput, config: LoraConfig): Prom
   const graph = readGraph(model.onnx)
   checkTrainableForm(graph)
   const targets = adapter === undefined ? await findTargets(model, config, options) : undefined
-  const linears = () =>
-    placeLayers({ graph, linears: findLinears(graph, modules), use: 'training' }, adapter!.parts('linear'))
-  checkReach(model.onnx, targets?.targets ?? linears().map(({ linear }) => linear))
+  const placements = () =>
+    placeFactors(placedModel(graph, 'training', {}, modules), { layers: adapter!.parts('linear') })
+  checkReach(model.onnx, targets?.targets ?? placements().flatMap((at) => (at.kind === 'layer' ? at.linear : [])))
   return targets
 }
 

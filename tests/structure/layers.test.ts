@@ -129,6 +129,21 @@ describe('districts of src/', () => {
     expect(blind.filter((path) => namingType.test(textOf(path)))).toEqual([])
   })
 
+  it('places adapters in model/place alone', () => {
+    // Nothing else looks for the places of parts, or reads values to find out what is tied or a copy.
+    const walks =
+      'placeLayers|placeExperts|placesOf|findConvolutions|certainBias|trainableTensor|matchLayers|partsForGraph'
+    const importing = new RegExp(`^import [^']*\\b(${walks})\\b`, 'm')
+    // Sessions make the inputs of adapters in a copy of the graph, whose nodes are others.
+    const isOwn = (path: string) => /^src\/model\/(place|match)\/|\/inject\/other-sites/.test(path)
+    const callers = files.filter((path) => importing.test(textOf(path)))
+    expect(callers).toContain('src/model/place/place.ts')
+    expect(callers.filter((path) => !isOwn(path))).toEqual([])
+    const pure = ['place', 'linears', 'experts', 'tensors', 'placement'].map((name) => `src/model/place/${name}.ts`)
+    const changing = /\b(async|await|Promise|addInitializer|setInput|putBehind|prune|Builder)\b/
+    expect(pure.filter((path) => changing.test(textOf(path)))).toEqual([])
+  })
+
   it('names node: modules only in Node files', () => {
     const wrong = imports.filter(({ from, specifier }) => specifier.startsWith('node:') && !NODE_ONLY.test(from))
     expect(wrong.map(arrow)).toEqual([])

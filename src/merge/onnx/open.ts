@@ -3,9 +3,8 @@
 import type { ByteSource } from '../../core/base/bytes.js'
 import { MismatchError } from '../../core/base/errors.js'
 import { roleOf } from '../../model/graph-file.js'
-import { findEmbeddings } from '../../model/match/forms/lookup.js'
-import { findLinears } from '../../model/match/linears.js'
 import { missingError } from '../../model/match/match.js'
+import { placedModel } from '../../model/place/place.js'
 import { placedAdapter } from '../../model/place/placement.js'
 import { spreadAdapter, unusedPoolers } from '../../model/place/spread.js'
 import { type OnnxFile, planOnnx } from '../../onnx/format/layout.js'
@@ -104,10 +103,8 @@ async function spreadAll(
     (adapter, index): GraphShare => ({ ...adapter, index, parts: adapter.adapter.parts() }),
   )
   const graphs = bases.map(({ model, path }) => {
-    const graph = new Graph(model.proto)
-    const linears = findLinears(graph, modules)
-    const found = { graph, linears, config: config?.values ?? {}, embeddings: findEmbeddings(graph) }
-    return { ...found, use: 'merge', onnx: model, role: roleOf(path), name: path } as const
+    const placed = placedModel(new Graph(model.proto), 'merge', config?.values, modules)
+    return { ...placed, onnx: model, role: roleOf(path), name: path }
   })
   const shares: GraphShare[][] = bases.map(() => [])
   const warnings: string[] = []

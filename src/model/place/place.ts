@@ -8,9 +8,11 @@ import { EMBEDDING, moduleOf, rowsName } from '../../lora/part.js'
 import { isVocabularyModule } from '../../lora/peft/tied.js'
 import { dataTypeName } from '../../onnx/format/tensors.js'
 import { floatAttribute } from '../../onnx/view/attributes.js'
+import type { Graph } from '../../onnx/view/graph.js'
 import { FLOAT_DTYPES } from '../match/forms/float-product.js'
+import { findEmbeddings } from '../match/forms/lookup.js'
 import { findPointwise } from '../match/forms/pointwise.js'
-import { type Linear, nodeScope } from '../match/linears.js'
+import { findLinears, type Linear, type ModuleMap, nodeScope } from '../match/linears.js'
 import { endAlike, ofModule } from '../match/module-names.js'
 import {
   biasOf,
@@ -73,6 +75,16 @@ export function place(model: PlacedModel, adapter: PlacedAdapter, facts: Facts):
   return { placements, problems }
 }
 
+/** The graph of a model, for placing. `modules` names modules that the graph does not. */
+export function placedModel(
+  graph: Graph,
+  use: PlacedModel['use'],
+  config: PlacedModel['config'] = {},
+  modules?: ModuleMap,
+): PlacedModel {
+  return { graph, linears: findLinears(graph, modules), embeddings: findEmbeddings(graph), config, use }
+}
+
 type LayerShape = Omit<PartOf<'linear'>, 'kind' | 'module'>
 
 /** Places factors of a training, which are known by their shapes. Throws the first problem. */
@@ -80,11 +92,11 @@ export function placeFactors(
   model: PlacedModel,
   factors: {
     readonly layers: readonly LayerShape[]
-    readonly lookups: readonly LayerShape[]
-    readonly experts: readonly Omit<PartOf<'parameter'>, 'kind' | 'module'>[]
+    readonly lookups?: readonly LayerShape[]
+    readonly experts?: readonly Omit<PartOf<'parameter'>, 'kind' | 'module'>[]
   },
 ): readonly Placement[] {
-  const { layers, lookups, experts } = factors
+  const { layers, lookups = [], experts = [] } = factors
   const parts: PartShape[] = [
     ...layers.map(({ name, d, k }) => ({ kind: 'linear', name, module: name, d, k }) as const),
     ...lookups.map(({ name, d, k }) => ({ kind: EMBEDDING, name, module: name, d, k }) as const),

@@ -9,12 +9,10 @@ import { moduleOf } from '../../lora/part.js'
 import { isInsideModule } from '../../lora/patterns/patterns.js'
 import { toFloats } from '../../model/inject/to-floats.js'
 import { FLOAT_DTYPES } from '../../model/match/forms/float-product.js'
-import { findEmbeddings } from '../../model/match/forms/lookup.js'
-import { findLinears } from '../../model/match/linears.js'
 import { readBaseTensor } from '../../model/match/read-base-tensor.js'
 import type { Model } from '../../model/model-folder.js'
 import { linesOf, readFacts } from '../../model/place/facts.js'
-import { place, placedOrThrow } from '../../model/place/place.js'
+import { place, placedModel, placedOrThrow } from '../../model/place/place.js'
 import { type PlacedModel, placedAdapter } from '../../model/place/placement.js'
 import { type BaseTensor, baseTensors, requireTrainable } from '../../model/place/tensors.js'
 import { OnnxModel } from '../../onnx/format/model.js'
@@ -26,16 +24,15 @@ function headNames({ open }: Pick<Context, 'open'>): ReadonlySet<string> {
   return new Set(open.head?.tensors.map(({ name }) => name))
 }
 
-function placedModel({ model, modules }: Context, graph = readGraph(model.onnx)): PlacedModel {
-  const linears = findLinears(graph, modules)
-  return { graph, linears, embeddings: findEmbeddings(graph), config: model.config, use: 'training' }
+function modelOf({ model, modules }: Context, graph = readGraph(model.onnx)): PlacedModel {
+  return placedModel(graph, 'training', model.config, modules)
 }
 
 /** The base's tensors, as the PyTorch model names them, without those of a head that the task trains. */
 function tensorsOf(context: Context): BaseTensor[] {
   const { head } = context.open
   const ofHead = headNames(context)
-  return baseTensors(placedModel(context))
+  return baseTensors(modelOf(context))
     .map((tensor) => {
       const { name, module } = tensor
       return { ...tensor, name: (head?.moduleName(module) ?? module) + name.slice(module.length) }
@@ -106,7 +103,7 @@ export async function addWhole(
 
 /** Places what an adapter replaces. Throws if it cannot be trained. */
 export async function placeInBase(adapter: LoraAdapter, context: Context, graph?: Graph) {
-  const model = placedModel(context, graph)
+  const model = modelOf(context, graph)
   const ofHead = headNames(context)
   const parts = placedAdapter(
     adapter,

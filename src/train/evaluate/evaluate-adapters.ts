@@ -8,9 +8,8 @@ import { readRows } from '../../files/data/read-rows.js'
 import { LoraAdapter } from '../../lora/adapter.js'
 import { otherWeights } from '../../model/base-record.js'
 import { namedLabels } from '../../model/heads/heads.js'
-import { findLinears } from '../../model/match/linears.js'
 import type { Model } from '../../model/model-folder.js'
-import { placeLayers } from '../../model/place/linears.js'
+import { placedModel, placeFactors } from '../../model/place/place.js'
 import { readGraph } from '../../onnx/view/graph.js'
 import { ModelSession } from '../../run/model-session.js'
 import { checkParts } from '../check-options.js'
@@ -333,7 +332,7 @@ async function contendersOf(
       labels === undefined ? model : { ...model, config: { ...model.config, id2label: { ...labels }, label2id: {} } }
     const open = openLabelled(name, labels, () => openFor(labelled, adapter))
     for (const example of examples) open.checkEvaluation?.(example)
-    placeLayers({ graph, linears: findLinears(graph), use: 'training' }, adapter.parts('linear'))
+    placeFactors(placedModel(graph, 'training'), { layers: adapter.parts('linear') })
     await checkParts(adapter, { model: labelled, open, modules: undefined })
     contenders.push({ name, open, adapter, texts: [] })
   }

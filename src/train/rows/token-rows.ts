@@ -98,12 +98,13 @@ export async function addTokenRows(adapter: LoraAdapter, context: Context): Prom
   const { onnx } = context.model
   const graph = readGraph(onnx)
   const embedding = wanted.find(({ table }) => isEmbedding(table))
-  const places = {
+  const linears = findLinears(graph, context.modules)
+  const ties = await readTies(onnx, {
     graph,
-    linears: findLinears(graph, context.modules),
-    embeddings: embedding ? [embedding.table.place] : [],
-  }
-  const tied = (await readTies(onnx, places)).get(embedding?.table.place.name ?? '') ?? []
+    linears,
+    embeddings: embedding === undefined ? [] : [embedding.table.place],
+  })
+  const tied = [...ties.values()].flat()
   for (const { table, tokens } of wanted) {
     const { name, place, features } = table
     checkRange(table, tokens)
