@@ -91,7 +91,7 @@ it('places golden adapters as before', { timeout: 300_000 }, async () => {
     }
     await onnx.close()
   }
-  if (isUpdate) writeFileSync(FILE, `${JSON.stringify(found, null, 1)}\n`)
+  if (isUpdate) writeFileSync(FILE, `${JSON.stringify(found, null, 2)}\n`)
   expect(Object.keys(known).length).toBeGreaterThan(50)
   expect(found).toEqual(isUpdate ? expect.anything() : known)
 })
