@@ -1,5 +1,5 @@
 // A merge kernel turns a chunk of a weight W, in its storage type and in place, into W + Σ sᵢ·Bᵢ·Aᵢ. Each thread has
-// its own kernel. Chunks of whole rows, 0.5 to 1 MB, are fastest. reference-merge.ts defines the correct result.
+// its own kernel. Chunks of whole rows, 0.5 to 1 MB, are fastest.
 
 import type { WeightDtype } from '../base/dtype.js'
 import type { FloatArray } from '../base/tensor.js'
@@ -55,7 +55,6 @@ export interface MergeResult {
  * once, to nearest even. NaN is stored as the quiet NaN without a sign.
  */
 export interface MergeKernel {
-  readonly name: string
   /**
    * The chunk's bytes: before `merge` the base's, after it the merged ones. `begin` and `merge` may replace the array.
    */

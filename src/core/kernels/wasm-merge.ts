@@ -1,6 +1,7 @@
-// The merge on WebAssembly SIMD. It gives the same bytes as the reference loops, on every machine.
+// The merge on WebAssembly SIMD. It gives the same bytes on every machine.
 
 import type { WeightDtype } from '../base/dtype.js'
+import { UnsupportedError } from '../base/errors.js'
 import { type FloatArray, roundUp } from '../base/tensor.js'
 import { mergeModule } from './gen/merge.js'
 import {
@@ -13,7 +14,6 @@ import {
   type RightBlock,
 } from './merge-kernel.js'
 import { compile } from './module.js'
-import { referenceMergeKernel } from './reference-merge.js'
 
 interface MergeExports {
   panelBytes(rank: number): number
@@ -49,15 +49,19 @@ const MAX_PAGES = 65536
 /** Bytes of one row of a panel: 8 f32 or 4 f64 columns. */
 const PANEL_ROW_BYTES = 32
 
-/** Creates the fastest merge kernel of this host, for one thread. */
+/** Creates a merge kernel for one thread. Throws UnsupportedError if the host compiles no WebAssembly with SIMD. */
 export function createMergeKernel(byteLength: number): MergeKernel {
   const module = compile(mergeModule)
-  return module === undefined ? referenceMergeKernel(byteLength) : new WasmMergeKernel(module, byteLength)
+  if (module !== undefined) return new WasmMergeKernel(module, byteLength)
+  throw new UnsupportedError({
+    where: 'merge',
+    what: 'the host compiles no WebAssembly with SIMD, and merges need it',
+    hint: "Allow 'wasm-unsafe-eval' in the page's content security policy (script-src), or merge in Node",
+  })
 }
 
 /** Its memory holds, in this order: job, terms, strip, chunk, block, packed right factor, the chunk's left factor. */
 class WasmMergeKernel implements MergeKernel {
-  readonly name = 'wasm'
   readonly #memory = new WebAssembly.Memory({ initial: 1, maximum: MAX_PAGES })
   readonly #wasm: MergeExports
   readonly #byteLength: number

@@ -123,7 +123,7 @@ function randomBytes(dtype: WeightDtype, count: number, seed: number): Uint8Arra
   return new Uint8Array(Uint16Array.from(values, (value) => roundHalf(value, dtype)).buffer)
 }
 
-export function mergeKernelSuite(create: (byteLength: number) => MergeKernel): void {
+export function mergeKernelSuite(name: string, create: (byteLength: number) => MergeKernel): void {
   const kernel = create(CHUNK)
 
   /** Makes a view that is not aligned for SIMD, with NaN around it. */
@@ -179,7 +179,7 @@ export function mergeKernelSuite(create: (byteLength: number) => MergeKernel): v
       expect(result.deltaSquares / (expected.deltaSquares || 1)).toBeCloseTo(expected.deltaSquares ? 1 : 0, 5)
   }
 
-  describe.each(DTYPES)(`${kernel.name} merge, %s`, (dtype) => {
+  describe.each(DTYPES)(`${name} merge, %s`, (dtype) => {
     test('gives the bytes of the definition for any shape, columns and adapters', () => {
       fc.assert(
         fc.property(
@@ -245,7 +245,7 @@ export function mergeKernelSuite(create: (byteLength: number) => MergeKernel): v
     })
   })
 
-  test(`${kernel.name}: without any rank nothing changes`, () => {
+  test(`${name}: without any rank nothing changes`, () => {
     kernel.begin(0, 4, 'fp32')
     const bytes = specialBytes('bf16', 8)
     kernel.chunk.set(bytes)
@@ -254,7 +254,7 @@ export function mergeKernelSuite(create: (byteLength: number) => MergeKernel): v
     expect(kernel.chunk.slice(0, 16)).toEqual(bytes)
   })
 
-  test(`${kernel.name}: the same chunk lies in place when factors of another size come`, () => {
+  test(`${name}: the same chunk lies in place when factors of another size come`, () => {
     kernel.chunk.set([1, 2, 3])
     kernel.begin(256, 4096, 'fp32')
     expect([...kernel.chunk.subarray(0, 3)]).toEqual([1, 2, 3])

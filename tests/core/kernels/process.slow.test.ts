@@ -43,7 +43,7 @@ test('kernels that were disposed of start again', () => {
   expect(run(script)).toBe(true)
 })
 
-test('where WebAssembly is forbidden, products are computed by the reference loops', () => {
+test('products of layers are computed by the reference loops if WebAssembly is forbidden', () => {
   const script = `
     const { Module } = WebAssembly
     WebAssembly.Module = class {

@@ -2,14 +2,12 @@
 // into streams.
 
 import { FilesDirectory, HandleDirectory, type MergeProgress, StreamDirectory } from '../../../src/api/index.js'
-import { createMergeKernel } from '../../../src/core/kernels/wasm-merge.js'
 import { mergeCheckpoint, unmergeCheckpoint } from '../toolkit.js'
 
 /** File → SHA-256. */
 export type Digests = Record<string, string>
 
 export interface PageResult {
-  kernel: string
   isIsolated: boolean
   /** The files of the merge into OPFS. */
   folder: Digests
@@ -114,7 +112,6 @@ async function run(): Promise<PageResult> {
     ),
   }
   return {
-    kernel: createMergeKernel(64).name,
     isIsolated: globalThis.crossOriginIsolated,
     folder: await digestsOf(merged),
     changed,

@@ -58,7 +58,7 @@ describe.skipIf(browser === undefined)('the tools in Chromium', () => {
   const page = buildPage<JobResult>(fileURLToPath(new URL('page.ts', import.meta.url)), served)
 
   it.each([
-    ['without WebAssembly', STRICT],
+    ['under a strict policy', STRICT],
     ['isolated', ISOLATED],
   ] as const)('give what Node gives: %s', async (_, headers) => {
     const got = await page.open(headers)

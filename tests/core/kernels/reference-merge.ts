@@ -1,8 +1,8 @@
-// The merge in plain loops. They define the correct result bit for bit, and run if WebAssembly is forbidden.
+// The merge in plain loops, which define the correct result bit for bit.
 
-import { decodeWeights, encodeWeights, sizeOf, type WeightDtype } from '../base/dtype.js'
-import type { FloatArray } from '../base/tensor.js'
-import type { MergeJob, MergeKernel, MergeResult } from './merge-kernel.js'
+import { decodeWeights, encodeWeights, sizeOf, type WeightDtype } from '../../../src/core/base/dtype.js'
+import type { FloatArray } from '../../../src/core/base/tensor.js'
+import type { MergeJob, MergeKernel, MergeResult } from '../../../src/core/kernels/merge-kernel.js'
 
 const QUIET_NAN = 0x7fc00000
 
@@ -11,7 +11,6 @@ export function referenceMergeKernel(byteLength: number): MergeKernel {
   let right: FloatArray = new Float32Array()
   let width = 0
   return {
-    name: 'reference',
     chunk,
     begin(rank, columns, precision) {
       right = precision === 'fp64' ? new Float64Array(rank * columns) : new Float32Array(rank * columns)
