@@ -45,7 +45,7 @@ import {
   type WireForm,
   withoutPaths,
 } from './http.js'
-import { ALIAS_FIELDS, COMPLETE_FIELDS, JOB_FIELDS, METADATA_FIELDS, UPLOAD_FIELDS } from './jobs/fields.js'
+import { ALIAS_FIELDS, JOB_FIELDS, METADATA_FIELDS } from './jobs/fields.js'
 import type { Jobs } from './jobs/training.js'
 import { type Caller, callerOf, type Right, requireRight } from './keys.js'
 import { checkPrompts, checkTexts } from './lengths.js'
@@ -102,10 +102,6 @@ export const ROUTES: Readonly<Record<string, Readonly<Partial<Record<Method, Rou
     ...getJobs(({ files }, call) => files.retrieve(call)),
     ...deleteJobs(({ files }, call) => files.remove(call)),
   },
-  '/v1/uploads': postJobs(UPLOAD_FIELDS, ({ files }, call) => files.createUpload(call)),
-  '/v1/uploads/*/parts': postJobs(undefined, ({ files }, call) => files.addPart(call)),
-  '/v1/uploads/*/complete': postJobs(COMPLETE_FIELDS, ({ files }, call) => files.complete(call)),
-  '/v1/uploads/*/cancel': postJobs(undefined, ({ files }, call) => files.cancelUpload(call)),
   '/v1/fine_tuning/jobs': {
     ...getJobs(({ queue }, call) => queue.list(call)),
     ...postJobs(JOB_FIELDS, ({ queue }, call) => queue.create(call)),
@@ -269,7 +265,10 @@ export class Service {
     // A caller without a key must not learn which routes exist.
     const [anyRoute] = Object.values(methods ?? {})
     requireRight(caller, (route ?? anyRoute)?.right ?? 'key')
-    if (methods === undefined) throw new HttpError(404, `There is no ${asked} ${pathname} here`, { code: 'not_found' })
+    if (methods === undefined) {
+      const instead = pathname.startsWith('/v1/uploads') ? ': send the whole file to /v1/files' : ''
+      throw new HttpError(404, `There is no ${asked} ${pathname} here${instead}`, { code: 'not_found' })
+    }
     if (route === undefined) throw new HttpError(405, `${pathname} takes ${Object.keys(methods).join(' or ')}`)
     Object.assign(call, { caller })
     if (asked === 'GET') return route.run(this, call)

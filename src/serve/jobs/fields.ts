@@ -8,8 +8,6 @@ import {
   isObject,
   type Kind,
   kind,
-  listOf,
-  NAME,
   needed,
   OBJECT,
   oneOf,
@@ -116,18 +114,6 @@ export const FILE_FIELDS: FieldTable = {
 export const STORED_FIELDS: FieldTable = {
   purpose: FILE_FIELDS.purpose,
   lowrank: field(needed(STORED), 'which stored chats become records, and for which method'),
-}
-
-export const UPLOAD_FIELDS: FieldTable = {
-  filename: field(needed(SHORT), 'the name of the file'),
-  purpose: FILE_FIELDS.purpose,
-  bytes: field(needed(COUNT), 'its size'),
-  mime_type: field(needed(SHORT), 'accepted, and not used'),
-  expires_after: FILE_FIELDS.expires_after,
-}
-export const COMPLETE_FIELDS: FieldTable = {
-  part_ids: field(needed(listOf(NAME)), 'the parts, in their order'),
-  md5: field(SHORT, 'the digest of the whole file'),
 }
 
 export const METADATA_FIELDS: FieldTable = {

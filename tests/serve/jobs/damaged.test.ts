@@ -21,12 +21,10 @@ let model: Model
 
 const idsOf = (digit: string) => ({
   files: `file-${digit.repeat(24)}`,
-  uploads: `upload_${digit.repeat(24)}`,
   jobs: `ftjob-${digit.repeat(24)}`,
   completions: `chatcmpl-${digit.repeat(8)}`,
 })
 const MODEL_OF = (digit: string) => `ft:union-3m:lowrank:boat:${digit.repeat(10)}`
-const PART = `part_${'1'.repeat(24)}`
 const HERE = idsOf('a')
 const ADAPTER = ['adapter_config.json', 'adapter_model.safetensors']
 const OF_RUN = [
@@ -54,9 +52,6 @@ function writeEntries(folder: string, digit: string): void {
   }
   const row = '{"text": "The boat is red."}\n'
   write(join(put('files', { bytes: 29, filename: 'x', purpose: 'fine-tune' }), 'content.jsonl'), row)
-  const created_at = Math.floor(Date.now() / 1000)
-  const parts = [{ id: PART, bytes: 29 }]
-  write(join(put('uploads', { bytes: 29, filename: 'x', created_at, status: 'pending', parts }), PART), row)
   const message = { role: 'assistant', content: 'Hi', refusal: null }
   put('completions', {
     ...{ metadata: {}, messages: [{ role: 'user', content: 'Hello' }] },
@@ -176,15 +171,14 @@ const DAMAGES: Record<string, (file: string) => void> = {
 }
 
 /** Files that are looked at when the server starts, or when their model is asked. */
-const READ = /record\.json$|^aliases\.json$|content\.jsonl$|part_1+$|adapter_/
+const READ = /record\.json$|^aliases\.json$|content\.jsonl$|adapter_/
 /** Damages that leave bytes which cannot be told from the right ones: nothing stores a digest. */
-const UNSEEN: [file: RegExp, damage: RegExp][] = [[/content\.jsonl$|part_1+$|\.safetensors$/, /random|zeros/]]
+const UNSEEN: [file: RegExp, damage: RegExp][] = [[/content\.jsonl$|\.safetensors$/, /random|zeros/]]
 
 /** All files of the first owner, with those of the server. */
 const FILES = [
   ...['aliases.json', 'lowrank-server.json'],
   ...['record.json', 'content.jsonl'].map((name) => `files/${HERE.files}/${name}`),
-  ...['record.json', PART].map((name) => `uploads/${HERE.uploads}/${name}`),
   `completions/${HERE.completions}/record.json`,
   ...OF_JOB.map((name) => `jobs/${HERE.jobs}/${name}`),
 ]
@@ -255,13 +249,13 @@ describe('a folder of training', () => {
     await (await opened(place)).close()
     expect(fs.readdirSync(place)).toEqual(expect.arrayContaining(['.Trash', 'lost+found', 'lowrank-server.json']))
     // From then on the owner's things in it stay, and are named.
-    const mine = ['files/photos/wedding.jpg', 'jobs/thesis/chapter.txt', 'uploads/notes.txt', 'letters.txt']
+    const mine = ['files/photos/wedding.jpg', 'jobs/thesis/chapter.txt', 'jobs/notes.txt', 'letters.txt']
     for (const name of mine) write(join(place, name), 'mine')
     const before = treeOf(place)
     log.length = 0
     await (await opened(place)).close()
     expect(treeOf(place)).toEqual(before)
-    for (const name of ['files/photos', 'jobs/thesis', 'uploads/notes.txt'])
+    for (const name of ['files/photos', 'jobs/thesis', 'jobs/notes.txt'])
       expect(log.join()).toContain(join(place, name))
   })
 

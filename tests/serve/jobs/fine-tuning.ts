@@ -120,21 +120,15 @@ export async function fineTune(
   await assert.rejects(client.files.retrieve(training.id), { status: 404 })
 }
 
-/** Uploads in parts, stored chats, and jobs of other methods, which do not have to end. */
+/** Stored chats, and jobs of other methods, which do not have to end. */
 export async function useTheRest(
   client: any,
   model: string,
   toFile: (bytes: Buffer, name: string) => Promise<unknown>,
 ) {
   const rows = Buffer.from('{"prompt":"a","chosen":"b","rejected":"c"}\n{"prompt":"d","chosen":"e","rejected":"f"}\n')
-  const about = { filename: 'rows.jsonl', purpose: 'fine-tune', mime_type: 'text/jsonl' }
-  const upload = await client.uploads.create({ ...about, bytes: rows.length })
-  const parts = [rows.subarray(0, 20), rows.subarray(20)].map(async (bytes) => {
-    return (await client.uploads.parts.create(upload.id, { data: await toFile(bytes, 'part') })).id
-  })
-  const { file } = await client.uploads.complete(upload.id, { part_ids: await Promise.all(parts) })
+  const file = await client.files.create({ file: await toFile(rows, 'rows.jsonl'), purpose: 'fine-tune' })
   assert.equal(await (await client.files.content(file.id)).text(), rows.toString())
-  await client.uploads.cancel((await client.uploads.create({ ...about, bytes: 1 })).id)
   await client.files.list({ purpose: 'fine-tune' })
 
   const grader = {

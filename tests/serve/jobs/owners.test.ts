@@ -1,4 +1,4 @@
-// Ownership: files, uploads, jobs and models belong to the name of a key. The jobs are written as files by hand, so
+// Ownership: files, jobs and models belong to the name of a key. The jobs are written as files by hand, so
 // that no process starts.
 
 import { cpSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
@@ -21,7 +21,6 @@ let handler: Handler
 /** What each of two owners has, and what nobody has. */
 const thingsOf = (digit: string) => ({
   file: `file-${digit.repeat(24)}`,
-  upload: `upload_${digit.repeat(24)}`,
   job: `ftjob-${digit.repeat(24)}`,
   model: `ft:union-3m:lowrank:boat:${digit.repeat(10)}`,
   completion: `chatcmpl-${digit.repeat(8)}`,
@@ -59,11 +58,9 @@ function jobOf({ base, ...about }: { id: string; owner: string; base: string; st
 beforeAll(enginesHere)
 beforeAll(async () => {
   for (const owner of ['alice', 'bob'] as const) {
-    const { file, upload, job } = THINGS[owner]
+    const { file, job } = THINGS[owner]
     const content = put('files', { id: file, owner, bytes: 3, filename: 'x.jsonl', purpose: 'fine-tune' } as never)
     writeFileSync(join(content, 'content.jsonl'), '{}\n')
-    const created_at = Math.floor(Date.now() / 1000)
-    put('uploads', { id: upload, owner, bytes: 9, filename: 'x', created_at, status: 'pending', parts: [] } as never)
     const about = { id: job, owner, base: 'union-3m', status: 'succeeded' }
     const place = put('jobs', { ...jobOf(about), training_file: file, metadata: { of: owner } } as never)
     put('completions', {
@@ -100,7 +97,7 @@ function call(name: Name, method: string, path: string, body?: object): Promise<
 /** Requests that name a thing in every place where a route takes a name. */
 function requestsAbout(things: typeof NOTHING): [method: string, path: string, body?: object][] {
   const all = Object.values(things)
-  const kinds = { files: things.file, uploads: things.upload, jobs: things.job, completions: things.completion }
+  const kinds = { files: things.file, jobs: things.job, completions: things.completion }
   return Object.entries(ROUTES).flatMap(([path, methods]) =>
     Object.entries(methods).flatMap(([method, { fields = {} }]): [string, string, object?][] => {
       const [kind] = Object.keys(kinds).filter((name) => path.includes(`/${name}/*`)) as (keyof typeof kinds)[]
@@ -312,17 +309,16 @@ describe('stored chats', () => {
   })
 })
 
-it('keeps files and stored chats for `retentionDays`, and uploads for an hour', async () => {
+it('keeps files and stored chats for `retentionDays`', async () => {
   const place = `${folder}-old`
   const now = Math.floor(Date.now() / 1000)
   const days = (count: number) => now - count * 86_400
   const entries = {
     files: { bytes: 3, filename: 'x.jsonl', purpose: 'fine-tune' },
     completions: { metadata: {}, messages: [], answer: answerOf('chat') },
-    uploads: { bytes: 9, filename: 'x', status: 'pending', parts: [] },
   }
   const [old, recent, short] = ['a', 'b', 'c'].map((digit) => digit.repeat(24))
-  const prefixes = { files: 'file-', completions: 'chatcmpl-', uploads: 'upload_' }
+  const prefixes = { files: 'file-', completions: 'chatcmpl-' }
   for (const [kind, about] of Object.entries(entries)) {
     const prefix = prefixes[kind as keyof typeof prefixes]
     put(kind, { ...about, id: prefix + old, owner: 'root', created_at: days(8) } as never, place)
@@ -346,7 +342,6 @@ it('keeps files and stored chats for `retentionDays`, and uploads for an hour', 
   await opened.close()
   expect(readdirSync(join(place, 'files'))).toEqual([`file-${recent}`])
   expect(readdirSync(join(place, 'completions'))).toEqual([`chatcmpl-${recent}`])
-  expect(readdirSync(join(place, 'uploads'))).toEqual([])
   rmSync(place, { recursive: true })
 })
 
@@ -383,8 +378,8 @@ it('bounds bytes and jobs of an owner, and finds models whose base has a slash i
   const { id: file } = await upload('{"text":"a few"}')
   const full = { status: 429, error: { code: 'storage_full' } }
   expect(await upload('{"text":"others"}')).toMatchObject(full)
-  const part = { filename: 'x', purpose: 'fine-tune', mime_type: 'text/jsonl', bytes: 15 }
-  expect(await ask('POST', '/uploads', part)).toMatchObject(full)
+  const gone = { status: 404, error: { message: expect.stringMatching(/send the whole file to \/v1\/files/) } }
+  expect(await ask('POST', '/uploads', { filename: 'x', bytes: 15 })).toMatchObject(gone)
   const asked = { model: base, training_file: file }
   const another = await ask('POST', '/fine_tuning/jobs', asked)
   expect(another).toMatchObject({ status: 429, error: { code: 'too_many_jobs' } })
@@ -468,22 +463,6 @@ describe('files', () => {
     const answer = await upload(content, { purpose: 'fine-tune', ...more })
     expect([answer.status, (await answer.json()).error.message]).toEqual([400, expect.stringMatching(message)])
     expect(readdirSync(join(folder, 'files'))).toEqual(before)
-  })
-
-  it('are made of parts, in the order that is asked for', async () => {
-    const json = async (path: string, body?: object) => (await call('carol', 'POST', path, body)).json()
-    const asked = { filename: 'x.jsonl', purpose: 'fine-tune', bytes: 14, mime_type: 'text/jsonl' }
-    const { id, status } = await json('/v1/uploads', asked)
-    expect(status).toBe('pending')
-    const part = (text: string) => {
-      const made = new FormData()
-      made.set('data', new File([text], 'blob'))
-      return json(`/v1/uploads/${id}/parts`, made)
-    }
-    const [second, first] = [await part('"b":2}\n'), await part('{"a":1,')]
-    const done = await json(`/v1/uploads/${id}/complete`, { part_ids: [first.id, second.id] })
-    expect(done).toMatchObject({ status: 'completed', file: { bytes: 14, status: 'processed' } })
-    expect(await (await call('carol', 'GET', `/v1/files/${done.file.id}/content`)).text()).toBe('{"a":1,"b":2}\n')
   })
 })
 

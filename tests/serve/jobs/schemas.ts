@@ -11,10 +11,6 @@ const ANSWERS: Readonly<Record<string, string>> = {
   'POST /files': 'FileObject',
   'GET /files/*': 'FileObject',
   'DELETE /files/*': 'FileDeleted',
-  'POST /uploads': 'Upload',
-  'POST /uploads/*/parts': 'UploadPart',
-  'POST /uploads/*/complete': 'Upload',
-  'POST /uploads/*/cancel': 'Upload',
   'GET /fine_tuning/jobs': 'List<FineTuningJob>',
   'POST /fine_tuning/jobs': 'FineTuningJob',
   'GET /fine_tuning/jobs/*': 'FineTuningJob',
@@ -42,8 +38,6 @@ import type { FileDeleted, FileObject } from 'openai/resources/files'
 import type { FineTuningJob, FineTuningJobEvent } from 'openai/resources/fine-tuning/jobs/jobs'
 import type { FineTuningJobCheckpoint } from 'openai/resources/fine-tuning/jobs/checkpoints'
 import type { Model, ModelDeleted } from 'openai/resources/models'
-import type { UploadPart } from 'openai/resources/uploads/parts'
-import type { Upload } from 'openai/resources/uploads/uploads'
 interface List<Entry> { object: 'list'; data: Entry[]; first_id: string | null; last_id: string | null; has_more: boolean }
 export interface Answers { ${Object.entries(ANSWERS)
   .map(([route, type]) => `${JSON.stringify(route)}: ${type}`)

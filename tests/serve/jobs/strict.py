@@ -7,11 +7,10 @@ import sys
 import time
 
 import openai
-from openai.types import FileDeleted, FileObject, Model, ModelDeleted, Upload
+from openai.types import FileDeleted, FileObject, Model, ModelDeleted
 from openai.types.chat import ChatCompletion, ChatCompletionDeleted
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
-from openai.types.uploads import UploadPart
 
 base_url, key, base = sys.argv[1:]
 client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=0)
@@ -41,17 +40,12 @@ file = strict(FileObject, raw.files.create(file=("rows.jsonl", rows), purpose="f
 strict(FileObject, raw.files.retrieve(file.id))
 each(FileObject, raw.files.list())
 assert client.files.content(file.id).read() == rows
-upload = strict(Upload, raw.uploads.create(bytes=len(rows), filename="x.jsonl", mime_type="text/jsonl", purpose="fine-tune"))
-part = strict(UploadPart, raw.uploads.parts.create(upload.id, data=rows))
-made = strict(Upload, raw.uploads.complete(upload.id, part_ids=[part.id])).file
-other = strict(Upload, raw.uploads.create(bytes=1, filename="x", mime_type="text/jsonl", purpose="fine-tune"))
-strict(Upload, raw.uploads.cancel(other.id))
 job = strict(
     FineTuningJob,
     raw.fine_tuning.jobs.create(
         model=base,
         training_file=file.id,
-        validation_file=made.id,
+        validation_file=file.id,
         suffix="py",
         metadata={"by": "python"},
         method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": "auto"}}},

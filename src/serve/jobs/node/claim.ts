@@ -22,7 +22,7 @@ export async function claimFolder(folder: string): Promise<void> {
   const [others, foreign]: string[][] = [[], []]
   for (const name of await namesOf(folder)) {
     if (!Object.hasOwn(KINDS, name)) {
-      if (name !== ALIASES) others.push(name)
+      if (name !== ALIASES && name !== 'uploads') others.push(name) // Earlier servers kept unfinished uploads there.
       continue
     }
     const entryKind = KINDS[name as KindName]

@@ -25,7 +25,7 @@ export interface EntryKind {
   readonly files: RegExp
 }
 
-export type KindName = 'files' | 'uploads' | 'jobs' | 'completions'
+export type KindName = 'files' | 'jobs' | 'completions'
 
 const SIZE = ranged('an integer of at least 0')
 const ANSWER = kind('a chat completion', (value) => {
@@ -39,12 +39,6 @@ export const KINDS: Readonly<Record<KindName, EntryKind>> = {
     id: /^file-[0-9a-f]{24}$/,
     record: { bytes: SIZE, filename: STRING, purpose: STRING },
     files: /^content\.jsonl$/,
-  },
-  uploads: {
-    noun: 'upload',
-    id: /^upload_[0-9a-f]{24}$/,
-    record: { bytes: SIZE, filename: STRING, status: STRING, parts: listOf(OBJECT) },
-    files: /^part_[0-9a-f]{24}$/,
   },
   jobs: {
     noun: 'job',
