@@ -54,7 +54,7 @@ function notLoaded(url: string, cause?: unknown): RuntimeError {
 function remedy(url: string): string {
   if (url.startsWith('blob:')) return 'The page’s content security policy must allow "worker-src blob:"'
   if (url.includes('/.vite/')) return "In the settings of Vite, set optimizeDeps: { exclude: ['lowrank'] }"
-  const [script] = /(train|infer)\/worker\.js$/.exec(url) ?? []
+  const [script] = /(train\/engine|run)\/worker\.js$/.exec(url) ?? []
   return script
     ? `Without a bundler, import dist/browser.js of lowrank, which contains its workers. With esbuild, also build lowrank/dist/${script} to this address`
     : 'Publish all files that the bundler wrote. At another address, set base (Vite) or output.publicPath (webpack)'

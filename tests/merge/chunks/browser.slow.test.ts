@@ -83,6 +83,6 @@ describe.skipIf(browser === undefined)('mergeCheckpoint in Chromium', () => {
   })
 
   it('says what a content security policy without WebAssembly must allow', async () => {
-    expect(await page.open(STRICT)).toEqual({ failed: expect.stringMatching(/wasm-unsafe-eval/) })
+    expect(await page.open(STRICT)).toMatchObject({ failed: expect.stringMatching(/wasm-unsafe-eval/) })
   })
 })

@@ -3,7 +3,7 @@
 import { readdirSync, readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { beforeAll, describe, expect, it } from 'vitest'
-import { browser, buildPage, ISOLATED, STRICT } from '../../browser.js'
+import { browser, buildPage, ISOLATED } from '../../browser.js'
 import { goldenPath } from '../../golden.js'
 import { type JobFiles, type JobResult, runJob } from './job.js'
 
@@ -57,10 +57,7 @@ describe.skipIf(browser === undefined)('the tools in Chromium', () => {
   served.set('/files.json', Buffer.from(JSON.stringify(list)))
   const page = buildPage<JobResult>(fileURLToPath(new URL('page.ts', import.meta.url)), served)
 
-  it.each([
-    ['under a strict policy', STRICT],
-    ['isolated', ISOLATED],
-  ] as const)('give what Node gives: %s', async (_, headers) => {
+  it.each([['isolated', ISOLATED]] as const)('give what Node gives: %s', async (_, headers) => {
     const got = await page.open(headers)
     expect(got).not.toHaveProperty('failed')
     expect(Object.keys(got.numbers)).toEqual(Object.keys(expected.numbers))
