@@ -101,8 +101,8 @@ export type PromptImages = ImageSource | readonly (ImageSource | readonly ImageS
 /** How a chat becomes text. */
 export interface ChatOptions {
   /**
-   * Text of a chat template (Jinja). Default: the template that the adapter was trained with, if it was trained on
-   * chats. Otherwise the template in the model's folder.
+   * Text of a chat template (Jinja), or the name of one of the model's. Default: the template that the adapter was
+   * trained with, if it was trained on chats. Otherwise the template in the model's folder.
    */
   chatTemplate?: string | undefined
   /**

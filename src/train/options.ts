@@ -139,7 +139,7 @@ export interface TrainOptions extends Optional<TrainSettings> {
    */
   readonly columns?: ColumnNames | undefined
   /**
-   * Text of a chat template (Jinja). Default: the model's own.
+   * Text of a chat template (Jinja), or the name of one that the model has. Default: the model's own.
    * @flag FILE
    * @help file with a chat template (Jinja) to use instead of the model's own
    */

@@ -39,7 +39,7 @@ export function sessionCalls(
             stop: ['x'],
             logprobs: 0,
             batchSize: 1,
-            chatTemplate: 'x',
+            chatTemplate: '{{ 1 }}',
             chatTemplateArgs: {},
             tools: [],
             onText() {},

@@ -6,7 +6,7 @@ import { homedir } from 'node:os'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
 import { type Directory, requireEmpty, withSource, writeFile } from '../../core/base/bytes.js'
-import { DataError, FileError, messageOf } from '../../core/base/errors.js'
+import { DataError, FileError, FormatError, messageOf } from '../../core/base/errors.js'
 import { isObject } from '../../core/base/options.js'
 import { parseJson } from '../../files/data/json.js'
 import { readRows } from '../../files/data/read-rows.js'
@@ -17,6 +17,7 @@ import { removeWritten, WholeOutput } from '../../files/io/node/whole-output.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import { saveAdapter } from '../../lora/peft/adapter-folder.js'
 import type { MessageOfParts } from '../../model/text/chat.js'
+import { isTemplate } from '../../model/text/chat-template.js'
 import { compileChatTemplate } from '../../model/text/compiled-template.js'
 import { DEFAULT_TEMPLATE } from '../../model/text/template.js'
 import { requireProviders } from '../../onnx/runtime/load.js'
@@ -84,10 +85,16 @@ export function readTextFile(file: string): Promise<string> {
   return withFileErrors(file, 'cannot be read', () => readFile(file, 'utf8'))
 }
 
-/** Reads a chat template. Throws FormatError if it is not valid, so that this shows before a model is loaded. */
+/**
+ * Reads a chat template. A word that is no file stays: it can be the name of a template of the model. Throws FormatError
+ * if the file is not valid, so that this shows before a model is loaded.
+ */
 export async function readChatTemplate(file: string | undefined): Promise<string | undefined> {
-  if (file === undefined) return undefined
+  if (file === undefined || (/^[\w-]+$/.test(file) && !existsSync(file))) return file
   const text = await readTextFile(file)
+  if (!isTemplate(text)) {
+    throw new FormatError({ where: file, what: 'not a chat template', expected: 'Jinja, with {{ or {%' })
+  }
   await compileChatTemplate({ name: file, texts: new Map([[DEFAULT_TEMPLATE, text]]), specialTokens: {} })
   return text
 }

@@ -1,7 +1,7 @@
 // Finds a model's chat template. The code that compiles templates is imported only when there is one.
 
 import { type Directory, readJson, readJsonIfThere, readText } from '../../core/base/bytes.js'
-import { FormatError } from '../../core/base/errors.js'
+import { ConfigError, FormatError } from '../../core/base/errors.js'
 import { objectOf } from '../../core/base/options.js'
 import { type ChatTemplate, DEFAULT_TEMPLATE, type TemplateSource } from './template.js'
 
@@ -11,15 +11,19 @@ const SPECIAL_TOKENS = ['bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask'].map((n
 
 /**
  * Loads a model's chat template from chat_template.jinja, else chat_template.json, else tokenizer_config.json. Returns
- * undefined if there is none. `text` is a template that is used instead.
+ * undefined if there is none. `given` is a template that is used instead, or the name of one that the model has. It is
+ * never a path, since it may come from a folder that somebody else wrote.
+ *
+ * @throws ConfigError if `given` is neither
  */
-export async function loadChatTemplate(directory: Directory, text?: string): Promise<ChatTemplate | undefined> {
+export async function loadChatTemplate(directory: Directory, given?: string): Promise<ChatTemplate | undefined> {
   const fields = objectOf(await readJsonIfThere(directory, 'tokenizer_config.json'))
   const specialTokens = specialTokensOf(fields)
   const compile = async (source: TemplateSource) => (await import('./compiled-template.js')).compileChatTemplate(source)
   const single = (name: string, text: string) =>
     compile({ name, texts: new Map([[DEFAULT_TEMPLATE, text]]), specialTokens })
-  if (text !== undefined) return single('chatTemplate', text)
+  if (given !== undefined && isTemplate(given)) return single('chatTemplate', given)
+  if (given !== undefined) return single(given, await namedTemplate(directory, fields, given))
   if (await directory.has('chat_template.jinja')) {
     const jinja = await readText(directory, 'chat_template.jinja')
     return single(`${directory.name}/chat_template.jinja`, jinja)
@@ -30,6 +34,33 @@ export async function loadChatTemplate(directory: Directory, text?: string): Pro
   if (stored === undefined || stored === null) return undefined
   const name = `${directory.name}/${file}`
   return compile({ name, texts: templatesOf(stored, name), specialTokens })
+}
+
+/** The longest path of Linux: no name is longer. */
+const MAX_NAME = 4096
+
+/** A text without expressions and statements would give the same for all chats. */
+export function isTemplate(text: string): boolean {
+  return /\{[{%#]/.test(text) || text.length > MAX_NAME
+}
+
+const MORE_TEMPLATES = 'additional_chat_templates'
+
+async function namedTemplate(directory: Directory, config: { chat_template?: unknown }, name: string): Promise<string> {
+  const { chat_template: stored } = config
+  const named = Array.isArray(stored) ? templatesOf(stored, directory.name) : new Map<string, string>()
+  const files = await directory.list(MORE_TEMPLATES).catch((): string[] => [])
+  if (files.includes(`${name}.jinja`)) return readText(directory, `${MORE_TEMPLATES}/${name}.jinja`)
+  const text = named.get(name)
+  if (text !== undefined) return text
+  const known = [...named.keys(), ...files.map((file) => file.replace(/\.jinja$/, ''))]
+  throw new ConfigError({
+    where: 'chatTemplate',
+    what: 'neither a template, which has {{ or {%, nor the name of one that the model has',
+    expected: known.length === 0 ? "a template's text: this model names no templates" : known.join(', '),
+    got: JSON.stringify(name.slice(0, 80)),
+    hint: 'If it is a file, read it and give its text',
+  })
 }
 
 function templatesOf(stored: unknown, where: string): Map<string, string> {

@@ -222,7 +222,7 @@ export const FLAGS = {
     repetitionPenalty: { form: 'number', about: 'above 1, tokens of the prompt and of the text so far become less likely: their logits are divided by this number, or multiplied if they are negative. Default: the value of generation_config.json, else 1', range: 'a finite number above 0' },
     presencePenalty: { form: 'number', about: 'is taken off the logits of tokens that the text holds. The prompt does not count. Default 0', range: 'a number in [-2, 2]' },
     frequencyPenalty: { form: 'number', about: 'is taken off the logits of tokens that the text holds, once for each time. The prompt does not count. Default 0', range: 'a number in [-2, 2]' },
-    chatTemplate: { form: 'text', about: 'text of a chat template (Jinja). Default: the template that the adapter was trained with, if it was trained on chats. Otherwise the template in the model’s folder' },
+    chatTemplate: { form: 'text', about: 'text of a chat template (Jinja), or the name of one of the model’s. Default: the template that the adapter was trained with, if it was trained on chats. Otherwise the template in the model’s folder' },
     chatTemplateArgs: { form: 'settings', about: 'variables of the chat template, such as enable_thinking=false' },
   },
   HandlerOptions: {
