@@ -86,8 +86,8 @@ export function readTextFile(file: string): Promise<string> {
 }
 
 /**
- * Reads a chat template. A word that is no file stays: it can be the name of a template of the model. Throws FormatError
- * if the file is not valid, so that this shows before a model is loaded.
+ * Reads a chat template. A word that is no file stays: it can be the name of a template of the model. Throws
+ * FormatError if the file is not valid, so that this shows before a model is loaded.
  */
 export async function readChatTemplate(file: string | undefined): Promise<string | undefined> {
   if (file === undefined || (/^[\w-]+$/.test(file) && !existsSync(file))) return file
