@@ -36,6 +36,8 @@ export const COMMANDS: Record<string, () => Promise<Command>> = {
   classify: async () => (await import('./run/classify.js')).classify,
   embed: async () => (await import('./run/embed.js')).embed,
   serve: async () => (await import('./run/serve.js')).serve,
+  'openai export': async () => (await import('./run/openai.js')).openaiExport,
+  'openai record': async () => (await import('./run/openai.js')).openaiRecord,
   jobs: async () => (await import('./run/jobs.js')).jobs,
 }
 

@@ -1,0 +1,91 @@
+// lowrank openai: takes fine-tunes home from OpenAI and other providers, trains them again, and compares.
+
+import { readTextFile } from '../../../api/node/command-line.js'
+import { counted } from '../../../core/base/errors.js'
+import { jsonIn } from '../../../core/base/options.js'
+import { choice, defineCommand, readNumber, repeated, required, single, text, toggle } from '../options.js'
+import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
+import { colors, Progress, print, printable, printDocument, say, table, warn } from '../show/terminal.js'
+
+const PROVIDERS = ['openai', 'azure', 'together'] as const
+const FOLDER = 'the folder in which everything is kept; only you can read it'
+const JSON_OPTION = toggle('print one JSON document on stdout')
+const SHOWN = 20
+
+export const openaiExport = defineCommand({
+  name: 'openai export',
+  summary: 'take fine-tuning jobs, files and stored chats home from OpenAI',
+  about: [
+    'Fetches jobs with their events and checkpoints, files, batches, stored chats, evaluations and the list of models.',
+    'Sends GET alone. OPENAI_API_KEY is the key; each project needs its own, and its data join those in the folder.',
+    'Run it again to fetch what is new or was missing. index.html in the folder shows what there is. See docs/leaving-openai.md.',
+  ].join('\n'),
+  examples: [],
+  subject: ['dir'],
+  options: {
+    dir: required('DIR', FOLDER),
+    provider: choice(PROVIDERS, 'where to fetch from', 'openai'),
+    json: JSON_OPTION,
+  },
+  async run({ dir, provider, json }) {
+    const node = await import('../../openai/node/entry.js')
+    const progress = new Progress()
+    const manifest = await interruptible('Stopping. Run the same command again to go on.', (signal) =>
+      node.exportAll({
+        ...{ out: dir, provider: node[provider], signal },
+        onProgress: (done, total, path) => progress.update(done, total, `  ${path}`),
+      }),
+    ).finally(() => progress.end())
+    if (manifest === undefined) return EXIT_INTERRUPTED
+    const { lists, files, missing, seen } = manifest
+    if (json) printDocument({ ...manifest })
+    else print(table([['list', 'items'], ...Object.entries(lists), ['files on the disk', Object.keys(files).length]]))
+    for (const { organization, project } of seen) say(printable(`Project seen: ${project} of ${organization}`))
+    if (missing.length > 0) warn(`${counted(missing.length, 'thing')} cannot be read:`)
+    for (const { path, what } of missing.slice(0, SHOWN)) say(printable(`  ${path}: ${what}`))
+    say(`${colors.bold(dir)}/index.html shows everything.`)
+    return Object.values(lists).some((items) => items > 0) ? 0 : 1
+  },
+})
+
+export const openaiRecord = defineCommand({
+  name: 'openai record',
+  summary: 'ask the old models while they answer, within a budget',
+  about: [
+    'Asks the models of the jobs in the folder, soonest to end first: held-out prompts, then stored chats, then training prompts.',
+    'Nothing is sent without --budget, a limit in dollars for the folder over all runs. Each request is reserved at the most that it can cost before it is sent.',
+    'Every request has store: false. Run it again to go on.',
+  ].join('\n'),
+  examples: [],
+  subject: ['dir'],
+  options: {
+    dir: required('DIR', 'the folder of lowrank openai export'),
+    budget: single('DOLLARS', 'the most that this folder may ever cost, such as 20', readNumber),
+    provider: choice(PROVIDERS, 'whom to ask', 'openai'),
+    prices: text('FILE', 'JSON with the prices of models, in the place of those in this package'),
+    maxTokens: single('N', 'the most tokens of an answer. Default: 512', readNumber),
+    batch: toggle('use the Batch API: half the price, and answers within a day'),
+    deployment: repeated('MODEL=NAME', 'the name of a model’s deployment, for Azure'),
+    json: JSON_OPTION,
+  },
+  async run({ dir, budget, provider, prices: file, maxTokens, batch, deployment, json }) {
+    const node = await import('../../openai/node/entry.js')
+    const prices = file === undefined ? undefined : node.checkPrices(jsonIn(await readTextFile(file)), file)
+    const names = Object.fromEntries(
+      deployment.map((pair) => [pair.slice(0, pair.lastIndexOf('=')), pair.slice(pair.lastIndexOf('=') + 1)]),
+    )
+    const progress = new Progress()
+    const report = await interruptible('Stopping. Run the same command again to go on.', (signal) =>
+      node.recordAnswers({
+        ...{ dir, budget, provider: node[provider], prices, maxTokens, batch, names, signal },
+        onProgress: (done, total, spent) => progress.update(done, total, `  $${spent.toFixed(2)}`),
+      }),
+    ).finally(() => progress.end())
+    if (report === undefined) return EXIT_INTERRUPTED
+    if (json) printDocument({ ...report })
+    for (const [model, day] of Object.entries(report.gone)) warn(printable(`${model} did not exist any more on ${day}`))
+    for (const [what, count] of Object.entries(report.notes)) say(printable(`${counted(count, 'prompt')}: ${what}`))
+    say(`${counted(report.answers, 'new answer')}; $${report.spent.toFixed(2)} of $${budget} are spent or reserved.`)
+    return 0
+  },
+})

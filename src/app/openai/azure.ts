@@ -1,0 +1,25 @@
+// Azure OpenAI: OpenAI's routes below a resource's own address, with another header for the key. Its models answer
+// under the names of deployments.
+
+import { checkAddress } from '../../core/base/post-json.js'
+import { openai, ROUTES, requireKey } from './openai.js'
+import type { Provider } from './provider.js'
+
+export const azure: Provider = {
+  ...openai,
+  name: 'azure',
+  routes: ROUTES,
+  connect({ AZURE_OPENAI_ENDPOINT, AZURE_OPENAI_API_KEY }) {
+    return {
+      url: `${checkAddress(AZURE_OPENAI_ENDPOINT, 'AZURE_OPENAI_ENDPOINT')}/openai/v1`,
+      headers: { 'api-key': requireKey('AZURE_OPENAI_API_KEY', AZURE_OPENAI_API_KEY) },
+    }
+  },
+  clause: {
+    text:
+      'Microsoft’s product terms for Azure OpenAI limit what you may do with what the models write, among others to ' +
+      'develop models that compete. We are no lawyers: read them',
+    url: 'https://www.microsoft.com/licensing/terms/product/ForOnlineServices',
+    read: '2026-12-02',
+  },
+}
