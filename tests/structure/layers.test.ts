@@ -17,7 +17,7 @@ const DISTRICTS: Record<string, readonly string[]> = {
   train: ['core', 'files', 'lora', 'model', 'onnx', 'run'],
   api: ['core', 'files', 'lora', 'merge', 'model', 'onnx', 'run', 'train'],
   serve: ['api', 'core', 'files', 'model', 'onnx', 'run', 'train'],
-  app: ['api', 'core', 'lora', 'model', 'onnx', 'run', 'serve'],
+  app: ['api', 'core', 'files', 'lora', 'model', 'onnx', 'run', 'serve'],
 }
 
 /** The rooms that import less than their district may. */
@@ -33,7 +33,8 @@ const ROOMS: Record<string, readonly string[]> = {
   'api/report': [],
   // Commands use the public API and two other rooms: `core/base`, for errors and for guesses at misspelled words, and
   // `api/report`, for the pages of runs.
-  'app/cli': ['api', 'core/base', 'serve'],
+  'app/cli': ['api', 'core/base', 'serve', 'app/openai'],
+  'app/openai': ['api', 'core/base', 'files/io', 'serve'],
 }
 
 /** Where `node:` modules and onnxruntime-node may be imported: never reached from src/api/index.ts. */

@@ -72,7 +72,7 @@ class Run {
     this.seen = folder.manifest.seen
   }
 
-  /** Reads all pages. An earlier run that was stopped left its pages in a file beside, and this one goes on from there. */
+  /** Reads all pages. A run that was stopped left its pages in a file beside, and this one goes on from there. */
   async list(
     { route, path, to }: Extract<Fetch, { kind: 'list' }>,
     earlier: readonly Item[],
