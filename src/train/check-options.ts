@@ -1,12 +1,13 @@
 // Checks before anything is computed: options before the data is read, tensors before the first step.
 
-import { ConfigError, MismatchError, StateError, UnsupportedError } from '../core/base/errors.js'
+import { ConfigError, MismatchError, StateError } from '../core/base/errors.js'
 import { adviceOn } from '../core/base/words.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { DRAWN_INITS, type Init } from '../lora/init/inits.js'
 import { EMBEDDING } from '../lora/part.js'
 import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
+import { doraOfEmbedding } from '../model/place/place.js'
 import { baseNameOf } from './about-run.js'
 import { placeInBase } from './engine/whole-tensors.js'
 import type { TrainInput } from './options.js'
@@ -72,15 +73,6 @@ function checkAdapter(adapter: LoraAdapter): void {
   for (const { name, merged } of adapter.parts('linear')) {
     if (merged) throw new StateError({ where: name, what: 'it is merged', hint: 'Call unmerge() first' })
   }
-}
-
-export function doraOfEmbedding(name: string): UnsupportedError {
-  return new UnsupportedError({
-    where: name,
-    what: 'DoRA of an embedding cannot be trained here',
-    expected: 'DoRA of linear layers, or LoRA of the embedding',
-    hint: 'Leave the embedding out of `targetModules`, or `useDora`',
-  })
 }
 
 function checkTogether(options: TrainInput, settings: TrainSettings): void {

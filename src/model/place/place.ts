@@ -149,10 +149,20 @@ function requireMergeable({ node }: Linear): void {
 }
 
 function placeEmbedding(model: PlacedModel, part: PartOf<typeof EMBEDDING>): Placement[] {
-  const { name, d, k } = part
+  const { name, d, k, hasMagnitude } = part
+  if (hasMagnitude && model.use === 'training') throw doraOfEmbedding(name)
   return embeddingsOf(model, name, [k, d]).map((linear) =>
     layerAt(model, { part: name, linear, name, start: 0, d }, part),
   )
+}
+
+export function doraOfEmbedding(where: string): UnsupportedError {
+  return new UnsupportedError({
+    where,
+    what: 'DoRA of an embedding cannot be trained here',
+    expected: 'DoRA of linear layers, or LoRA of the embedding',
+    hint: 'Leave the embedding out of `targetModules`, or `useDora`',
+  })
 }
 
 /** Finds embeddings by name. An undefined size matches any. Throws UnsupportedError if the graph has none. */

@@ -30,6 +30,8 @@ interface Named {
 interface FactorShape extends Named {
   /** True if B has a bias (lora_bias). */
   readonly hasBias?: boolean
+  /** True for DoRA. */
+  readonly hasMagnitude?: boolean
 }
 
 interface ValueShape extends Named {
@@ -159,11 +161,11 @@ function shapeOf(part: AnyPart): PartShape {
       ? { kind, name, module, dtype, shape, isTrained: part.isTrained }
       : { kind, name, module, dtype, shape, indices: part.indices }
   }
-  const { weightA, weightB, biasB } = part.tensors
+  const { weightA, weightB, biasB, magnitude } = part.tensors
   const [d, k] = [weightB.shape[0], weightA.shape[1]]
   if (kind === 'parameter') return { kind, name, module, experts: part.experts, d, k }
-  const hasBias = biasB !== undefined
-  if (kind !== 'convolution') return { kind, name, module, d, k, hasBias }
+  const has = { hasBias: biasB !== undefined, hasMagnitude: magnitude !== undefined }
+  if (kind !== 'convolution') return { kind, name, module, d, k, ...has }
   const { channels, kernel, groups, ...shape } = convolutionShape(weightA.shape, weightB.shape, name)
-  return { kind, name, module, shape: [shape.d, channels, ...kernel], groups, hasBias }
+  return { kind, name, module, shape: [shape.d, channels, ...kernel], groups, ...has }
 }
