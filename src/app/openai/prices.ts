@@ -43,7 +43,7 @@ export function priceOf({ models, date }: Prices, model: string): Price {
     where: model,
     what: `the prices of ${date} have no such model, so that no budget could be kept`,
     expected: Object.keys(models).join(', '),
-    hint: 'Give a file with its price: --prices FILE',
+    hint: 'Give a file with its price in `prices`',
   })
 }
 

@@ -142,10 +142,16 @@ it('ends with 0 also if SIGTERM comes with the address', async () => {
 /** Starts a server with a file of 5 MB, and stops it while a caller reads nothing of this file. */
 async function stoppedWhile(drainSeconds: number, then: (caller: IncomingMessage, child: ChildProcess) => void) {
   const folder = scratchFolder()
-  const place = join(folder, 'files', 'file-a')
+  const place = join(folder, 'files', 'file-aaaaaaaaaaaaaaaaaaaaaaaa')
   mkdirSync(place, { recursive: true })
   const content = `{"text":"${'x'.repeat(5 << 20)}"}`
-  const about = { id: 'file-a', owner: 'admin', created_at: 1_700_000_000, bytes: content.length, filename: 'x' }
+  const about = {
+    id: 'file-aaaaaaaaaaaaaaaaaaaaaaaa',
+    owner: 'admin',
+    created_at: 1_700_000_000,
+    bytes: content.length,
+    filename: 'x',
+  }
   writeFileSync(join(place, 'record.json'), JSON.stringify({ ...about, purpose: 'fine-tune' }))
   writeFileSync(join(place, 'content.jsonl'), content)
   const options = ['--port', '0', '--train', folder, '--admin-key', 'x', '--drain-seconds', String(drainSeconds)]
@@ -153,7 +159,7 @@ async function stoppedWhile(drainSeconds: number, then: (caller: IncomingMessage
   const url = await addressOf(child)
   const headers = { authorization: 'Bearer x' }
   const caller = await new Promise<IncomingMessage>((resolve) => {
-    get(`${url}/v1/files/file-a/content`, { headers }, resolve)
+    get(`${url}/v1/files/file-aaaaaaaaaaaaaaaaaaaaaaaa/content`, { headers }, resolve)
   })
   caller.on('error', () => {})
   child.stderr!.on('data', (text) => String(text).includes('Answering') && then(caller, child))
