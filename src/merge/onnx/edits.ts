@@ -4,6 +4,7 @@
 import { type ByteSource, concatBytes, MemorySource } from '../../core/base/bytes.js'
 import { decodeWeights, encodeFloats, encodeWeights, sizeOf, type WeightDtype } from '../../core/base/dtype.js'
 import { LowrankError, UnsupportedError } from '../../core/base/errors.js'
+import { groupBy } from '../../core/base/group.js'
 import { elementCount, transpose } from '../../core/base/tensor.js'
 import type { OpenPart } from '../../lora/peft/tensors.js'
 import { toFloats } from '../../model/inject/to-floats.js'
@@ -78,14 +79,15 @@ export async function planEdits(
       const facts = await readFacts(model.onnx, model, adapter, linesOf(opened, share.index))
       const alone = (name: string) =>
         place(model, { ...adapter, parts: adapter.parts.filter((part) => part.name === name) }, facts)
-      return { share, alone, ...place(model, adapter, facts) }
+      const { placements, problems } = place(model, adapter, facts)
+      return { share, alone, problems, byPart: groupBy(placements, ({ part }) => part) }
     }),
   )
   const isValues = ({ kind }: OpenPart) => kind === 'replacement' || kind === 'token-rows'
   const isLinear = ({ kind }: OpenPart) => kind === 'linear'
   const groups = [isValues, (part: OpenPart) => !isValues(part)]
   for (const isMeant of groups) {
-    for (const { share, placements, problems, alone } of all) {
+    for (const { share, byPart, problems, alone } of all) {
       const parts = share.parts.filter(isMeant)
       const joint = problems.find(({ part }) => part === undefined)?.error
       if (joint !== undefined && parts.some(isLinear)) fit.problems.push(joint)
@@ -93,12 +95,11 @@ export async function planEdits(
         // If some layer does not fit, place each layer alone to find out which.
         const isAlone = joint !== undefined && isLinear(part)
         if (isAlone && !fit.listsAll) continue
-        const own = isAlone ? alone(part.name) : { placements, problems }
+        const own = isAlone ? alone(part.name) : { placements: byPart.get(part.name) ?? [], problems }
         const problem = own.problems.find((found) => found.part === part.name)?.error
         if (problem !== undefined && !isAlone) fit.problems.push(problem)
-        const places = own.placements.filter((at) => at.part === part.name)
         await plan.note(fit, part, problem, async () => {
-          for (const at of places) await plan.add(share, part, at)
+          for (const at of own.placements) await plan.add(share, part, at)
         })
       }
     }

@@ -266,7 +266,7 @@ function placeTensor(
       return vector({ node, input, linear, start: width === linear.d ? undefined : start, offset: 0 })
     })
   }
-  if (own.length === 0 && ofEmbedding.length === 0) {
+  if (!isWeight || (own.length === 0 && ofEmbedding.length === 0)) {
     const places = placesOf(graph, name, shape)
     if (places.length === 0) {
       const ops = graph.nodes.filter((node) => nodeScope(node) === module).map(({ opType }) => opType)

@@ -94,8 +94,9 @@ export async function buildForward(
   const model = { graph, linears, embeddings: findEmbeddings(graph), config, use: 'training' } as const
   const placements = placeFactors(model, { layers, lookups, experts })
   adaptLookups(graph, lookups, placements, objectiveGraph.customGradients)
+  const byName = new Map(layers.map((layer) => [layer.name, layer]))
   const placed = placements.flatMap((at) => {
-    const layer = at.kind === 'layer' ? layers.find(({ name }) => name === at.part) : undefined
+    const layer = at.kind === 'layer' ? byName.get(at.part) : undefined
     return at.kind === 'layer' && layer !== undefined ? { at, linear: at.linear, layer } : []
   })
   const ofBase = base?.layersOf(linears) ?? []

@@ -13,8 +13,8 @@ import type { LoraAdapter } from '../../../src/lora/adapter.js'
 import { findEmbeddings } from '../../../src/model/match/forms/lookup.js'
 import { findLinears } from '../../../src/model/match/linears.js'
 import { linesOf, readFacts } from '../../../src/model/place/facts.js'
-import { place } from '../../../src/model/place/place.js'
-import { type Placement, placedAdapter } from '../../../src/model/place/placement.js'
+import { place, placedModel } from '../../../src/model/place/place.js'
+import { NO_FACTS, type Placement, placedAdapter } from '../../../src/model/place/placement.js'
 import { loadOnnx, type OnnxModel } from '../../../src/onnx/format/model.js'
 import { readGraph } from '../../../src/onnx/view/graph.js'
 import { goldenPath } from '../../golden.js'
@@ -94,4 +94,21 @@ it('places golden adapters as before', { timeout: 300_000 }, async () => {
   if (isUpdate) writeFileSync(FILE, `${JSON.stringify(found, null, 2)}\n`)
   expect(Object.keys(known).length).toBeGreaterThan(50)
   expect(found).toEqual(isUpdate ? expect.anything() : known)
+})
+
+it('places a tensor other than weight and bias by its reader, not in the weight of a layer', async () => {
+  const onnx = await loadOnnx(new NodeDirectory(goldenPath()), 'vocabulary-parts/untied/onnx/model.onnx')
+  const module = 'lm_head'
+  const part = {
+    kind: 'replacement',
+    name: 'lm_head.scale',
+    module,
+    dtype: 'fp32',
+    shape: [64, 32],
+    isTrained: true,
+  } as const
+  const adapter = { parts: [part], isConv1d: false, has: () => true }
+  const { placements, problems } = place(placedModel(readGraph(onnx), 'merge'), adapter, NO_FACTS)
+  expect(placements).toEqual([])
+  expect(problems[0].error.message).toMatch(/lm_head\.scale: the graph has no tensor that is certain to be this one/)
 })
