@@ -38,6 +38,7 @@ export const COMMANDS: Record<string, () => Promise<Command>> = {
   serve: async () => (await import('./run/serve.js')).serve,
   'openai export': async () => (await import('./run/openai.js')).openaiExport,
   'openai record': async () => (await import('./run/openai.js')).openaiRecord,
+  'openai move': async () => (await import('./run/openai.js')).openaiMove,
   jobs: async () => (await import('./run/jobs.js')).jobs,
 }
 

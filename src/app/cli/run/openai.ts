@@ -1,9 +1,10 @@
 // lowrank openai: takes fine-tunes home from OpenAI and other providers, trains them again, and compares.
 
-import { readTextFile } from '../../../api/node/command-line.js'
+import { readChatTemplate, readTextFile } from '../../../api/node/command-line.js'
 import { counted } from '../../../core/base/errors.js'
 import { jsonIn } from '../../../core/base/options.js'
-import { choice, defineCommand, readNumber, repeated, required, single, text, toggle } from '../options.js'
+import { flags } from '../flags.js'
+import { choice, defineCommand, MODEL, readNumber, repeated, required, single, text, toggle } from '../options.js'
 import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
 import { colors, Progress, print, printable, printDocument, say, table, warn } from '../show/terminal.js'
 
@@ -87,5 +88,52 @@ export const openaiRecord = defineCommand({
     for (const [what, count] of Object.entries(report.notes)) say(printable(`${counted(count, 'prompt')}: ${what}`))
     say(`${counted(report.answers, 'new answer')}; $${report.spent.toFixed(2)} of $${budget} are spent or reserved.`)
     return 0
+  },
+})
+
+export const openaiMove = defineCommand({
+  name: 'openai move',
+  summary: 'train the jobs again on your own base, and compare them with the old models',
+  about: [
+    'Trains each job from your own files by its method: supervised, dpo, or reinforcement with its grader. Then asks the base and the adapter the held-out prompts,',
+    'and compares their answers with the recorded ones. comparison.html in the folder has the verdicts. Answers of the old model are never trained on.',
+    'Run it again to go on, or to compare after more answers are recorded.',
+  ].join('\n'),
+  examples: [],
+  subject: ['dir'],
+  options: {
+    dir: required('DIR', 'the folder of lowrank openai export'),
+    base: repeated(MODEL, 'a base to train on; default: one that fits the memory'),
+    provider: choice(PROVIDERS, 'whose jobs they are', 'openai'),
+    redact: toggle('mask e-mail addresses, phone and card numbers before training'),
+    termsRead: toggle('train on rows that a provider’s model wrote too; read its clause first'),
+    chatTemplate: text('FILE', 'a chat template (Jinja), in the place of the base’s'),
+    ...flags('TrainOptions', 'graderModels', 'threads'),
+    maxTokens: single('N', 'the most tokens of an answer. Default: 512', readNumber),
+    machine: single('DOLLARS', 'what an hour of this machine costs, for the table of costs', readNumber),
+    json: JSON_OPTION,
+  },
+  async run({ dir, base, provider, machine, chatTemplate, json, ...options }) {
+    const node = await import('../../openai/node/entry.js')
+    const template = await readChatTemplate(chatTemplate)
+    const progress = new Progress()
+    const jobs = await interruptible('Finishing the step. Run the same command again to go on.', (signal) =>
+      node.moveJobs({
+        ...options,
+        ...{ dir, provider: node[provider], chatTemplate: template, dollarsPerHour: machine, signal },
+        ...(base.length > 0 && { bases: base }),
+        onStep: ({ step, totalSteps, loss }, job) =>
+          progress.update(step, totalSteps, `  ${job}, loss ${loss.toFixed(3)}`),
+        onProgress: (done, total, job) => progress.update(done, total, `  answers for ${job}`),
+      }),
+    ).finally(() => progress.end())
+    if (jobs === undefined) return EXIT_INTERRUPTED
+    if (json) printDocument({ jobs })
+    for (const { model, base: on, adapter, notes, comparisons } of jobs) {
+      say(printable(`${colors.bold(model)} on ${on}: ${adapter ?? 'not moved'}`))
+      for (const note of notes) say(printable(`  ${note}`))
+      for (const [title, { verdict }] of Object.entries(comparisons)) say(printable(`  ${title}: ${verdict}`))
+    }
+    return jobs.some(({ adapter }) => adapter === undefined) ? 1 : 0
   },
 })

@@ -5,10 +5,12 @@
 import '../../../api/node.js'
 
 export { azure } from '../azure.js'
+export type { Comparison } from '../compare.js'
 export type { Manifest, Missing, Moved, Seen } from '../manifest.js'
 export { openai } from '../openai.js'
 export { checkPrices, PRICES, type Prices } from '../prices.js'
 export type { Job, Provider, Route } from '../provider.js'
 export { together } from '../together.js'
 export { type ExportOptions, exportAll } from './export.js'
+export { type MovedJob, type MoveOptions, moveJobs } from './move.js'
 export { type Recorded, type RecordOptions, type RecordReport, recordAnswers } from './record.js'
