@@ -34,7 +34,7 @@ export function planMove({ job, training, graderModels, termsRead = false, claus
   const writers = [...new Set(rows.flatMap(({ source }) => (isObject(source) && source.provider) || []))]
   if (writers.length > 0 && !termsRead) {
     return notMoved(
-      `rows of its file were written by ${writers.join(', ')}. ${clause.text}: ${clause.url} (${clause.read}). Then use --terms-read`,
+      `rows of its file were written by ${writers.join(', ')}. ${clause.text}: ${clause.url} (${clause.read}). \`termsRead: true\` allows them`,
     )
   }
   const notes = [...writers.map((writer) => `some of its rows were written by a model of ${writer}`), OURS]

@@ -106,6 +106,7 @@ describe('lowrank openai export', () => {
     while (!isAsked()) await new Promise((resolve) => setTimeout(resolve, 2))
     stop.abort()
     await expect(first).rejects.toThrow(/abort/i)
+    server.faults.clear()
     server.asked.length = 0
     const { lists } = await run()
     expect(lists.completions).toBe(7)

@@ -6,7 +6,7 @@ import { jsonIn } from '../../../core/base/options.js'
 import { flags } from '../flags.js'
 import { choice, defineCommand, MODEL, readNumber, repeated, required, single, text, toggle } from '../options.js'
 import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
-import { colors, Progress, print, printable, printDocument, say, table, warn } from '../show/terminal.js'
+import { colors, note, Progress, print, printable, printDocument, say, table, warn } from '../show/terminal.js'
 
 const PROVIDERS = ['openai', 'azure', 'together'] as const
 const FOLDER = 'the folder in which everything is kept; only you can read it'
@@ -131,7 +131,7 @@ export const openaiMove = defineCommand({
     if (json) printDocument({ jobs })
     for (const { model, base: on, adapter, notes, comparisons } of jobs) {
       say(printable(`${colors.bold(model)} on ${on}: ${adapter ?? 'not moved'}`))
-      for (const note of notes) say(printable(`  ${note}`))
+      for (const line of notes) note(printable(line))
       for (const [title, { verdict }] of Object.entries(comparisons)) say(printable(`  ${title}: ${verdict}`))
     }
     return jobs.some(({ adapter }) => adapter === undefined) ? 1 : 0

@@ -6,7 +6,7 @@
 //   moved/                                  adapters
 
 import { existsSync } from 'node:fs'
-import { chmod, mkdir, readdir, readFile, rm } from 'node:fs/promises'
+import { chmod, mkdir, readdir, readFile } from 'node:fs/promises'
 import path from 'node:path'
 import { type Report, reportPage } from '../../../api/report/page.js'
 import { type Reservation, writeFile } from '../../../core/base/bytes.js'
@@ -119,7 +119,7 @@ export class Folder {
   }
 
   async remove(place: string): Promise<void> {
-    await rm(this.at(place), { force: true })
+    await this.directory.remove(place)
   }
 }
 
