@@ -194,6 +194,7 @@ function withoutKey(judge: GraderModel): GraderModel | undefined {
 }
 
 function named(data: TrainOptions['data']): string | readonly string[] | undefined {
+  if (data === '-') return undefined
   if (typeof data === 'string') return data
   return Array.isArray(data) && data.length > 0 && data.every((item) => typeof item === 'string')
     ? (data as readonly string[])

@@ -2,6 +2,8 @@
 
 import { readFileSync } from 'node:fs'
 import { freemem } from 'node:os'
+import { buffer } from 'node:stream/consumers'
+import { MemorySource } from '../../core/base/bytes.js'
 import { FileError } from '../../core/base/errors.js'
 import { localPath, locate, NodeDirectory, openFile } from '../../files/io/node/files.js'
 import type { EngineKind } from '../../onnx/runtime/host.js'
@@ -42,6 +44,7 @@ export const nodePlatform: Platform = {
   open: async (text, where, options) =>
     (await import('../../files/io/node/open-source.js')).openText(text, where, options),
   openData: async (given, where) => {
+    if (given === '-') return new MemorySource(await buffer(process.stdin), 'standard input')
     const text = localPath(given, where)
     const { directory, file } = await locate(text).catch((error: unknown) => {
       throw /\s/.test(text) && error instanceof FileError ? notPath(error) : error

@@ -2,6 +2,7 @@
 
 import type { ByteSource } from '../../core/base/bytes.js'
 import { DataError } from '../../core/base/errors.js'
+import { isObject } from '../../core/base/options.js'
 import { type OnInvalid, type Row, unlessInvalid } from './row.js'
 import { textChunks, textLines } from './text-chunks.js'
 
@@ -28,16 +29,24 @@ const MAX_LIST_LENGTH = 1 << 28
 
 export async function* readJsonList(source: ByteSource, onInvalid?: OnInvalid): AsyncGenerator<Row> {
   const { name } = source
-  if (source.byteLength > MAX_LIST_LENGTH) {
-    throw new DataError({
-      where: name,
-      what: 'a list of records that is too long',
-      expected: `at most ${MAX_LIST_LENGTH} bytes`,
-      hint: 'Write one record in each line (.jsonl): such files may have any length',
-    })
-  }
+  if (source.byteLength > MAX_LIST_LENGTH) throw tooLong(name)
   const parts: string[] = []
-  for await (const chunk of textChunks(source)) parts.push(chunk)
+  let length = 0
+  for await (const chunk of textChunks(source)) {
+    length += chunk.length
+    if (length > MAX_LIST_LENGTH) throw tooLong(name)
+    parts.push(chunk)
+  }
   const rows = unlessInvalid(() => parseJson(parts.join(''), name, 'The file is one list of JSON objects'), onInvalid)
-  for (const [i, row] of ((rows ?? []) as unknown[]).entries()) yield { row, where: `${name}, record ${i + 1}` }
+  const list = isObject(rows) && Array.isArray(rows.data) ? rows.data : rows
+  for (const [i, row] of ((list ?? []) as unknown[]).entries()) yield { row, where: `${name}, record ${i + 1}` }
+}
+
+function tooLong(where: string): DataError {
+  return new DataError({
+    where,
+    what: 'a list of records that is too long',
+    expected: `at most ${MAX_LIST_LENGTH} bytes`,
+    hint: 'Write one record in each line (.jsonl): such files may have any length',
+  })
 }

@@ -5,7 +5,7 @@ import { DataError, listed } from '../../core/base/errors.js'
 import { readDelimited } from './delimited.js'
 import { readJsonLines, readJsonList } from './json.js'
 import type { ColumnNames, OnInvalid, Row } from './row.js'
-import { checkLength, textLines } from './text-chunks.js'
+import { checkLength, contentOf, PACKED, textLines } from './text-chunks.js'
 
 export interface ReadOptions {
   readonly columns?: ColumnNames | undefined
@@ -122,28 +122,38 @@ const BY_ENDING: Readonly<Record<string, DataFormat | 'json'>> = {
 /** Enough to look past a byte order mark and a few empty lines. */
 const HEAD_BYTES = 4096
 
-const DATA_ENDINGS = '.jsonl, .json, .csv, .tsv, .parquet or .txt'
+/** A list of records that is the field "data" of one object. In lines, it is a field of each record. */
+const LIST_OF_DATA = /^\s*\{\s*"data"\s*:\s*\[/
+const LINES = /\.(jsonl|ndjson)\b/i
+
+const DATA_ENDINGS = '.jsonl, .json, .csv, .tsv, .parquet or .txt, or packed: .jsonl.gz'
 
 function formatOfName(name: string): DataFormat | 'json' | undefined {
-  const ending = /\.(\w+)(?:[?#].*)?$/.exec(name)?.[1].toLowerCase()
+  const ending = /\.(\w+)(?:[?#].*)?$/.exec(name.replace(PACKED, ''))?.[1].toLowerCase()
   return ending === undefined || !Object.hasOwn(BY_ENDING, ending) ? undefined : BY_ENDING[ending]
 }
 
 export async function detectFormat(source: ByteSource): Promise<DataFormat> {
-  const head = await source.read(0, Math.min(HEAD_BYTES, source.byteLength))
+  const isPacked = PACKED.test(source.name)
+  const head = isPacked ? await startOf(source) : await source.read(0, Math.min(HEAD_BYTES, source.byteLength))
   const text = new TextDecoder().decode(head)
   if (text.startsWith('PAR1')) return 'parquet'
   const named = formatOfName(source.name)
-  const recognized = named === 'text' ? undefined : await sniff(source)
+  const recognized = named === 'text' || isPacked ? undefined : await sniff(source)
   if (recognized !== undefined)
     throw new DataError({ where: source.name, what: `not records but ${recognized.name}`, hint: recognized.hint })
   if (named !== undefined && named !== 'json') return named
   const first = text.trimStart()[0]
-  if (first === '[') return 'json-array'
+  if (first === '[' || (LIST_OF_DATA.test(text) && !LINES.test(source.name))) return 'json-array'
   if (first === '{' || named === 'json') return 'jsonl'
   throw new DataError({
     where: source.name,
     what: 'unknown file format',
     expected: `a name that ends in ${DATA_ENDINGS}`,
   })
+}
+
+async function startOf(source: ByteSource): Promise<Uint8Array | undefined> {
+  for await (const part of contentOf(source)) return part.subarray(0, HEAD_BYTES)
+  return undefined
 }

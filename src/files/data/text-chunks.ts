@@ -1,7 +1,7 @@
 // Reads a file as chunks of text, or as lines. Only a chunk and one record are in memory.
 
 import type { ByteSource } from '../../core/base/bytes.js'
-import { DataError } from '../../core/base/errors.js'
+import { DataError, LowrankError } from '../../core/base/errors.js'
 
 /** Bytes read at a time: enough for few reads, little compared with a model. */
 const CHUNK_BYTES = 1 << 20
@@ -14,15 +14,46 @@ export interface Line {
   readonly number: number
 }
 
+async function* storedBytes(source: ByteSource): AsyncGenerator<Uint8Array<ArrayBuffer>> {
+  for (let offset = 0; offset < source.byteLength; offset += CHUNK_BYTES) {
+    yield (await source.read(offset, Math.min(CHUNK_BYTES, source.byteLength - offset))) as Uint8Array<ArrayBuffer>
+  }
+}
+
+/** The bytes of a file in pieces; those of a .gz file unpacked. */
+export async function* contentOf(source: ByteSource): AsyncGenerator<Uint8Array> {
+  if (!PACKED.test(source.name)) return yield* storedBytes(source)
+  const stored = storedBytes(source)
+  const packed = new ReadableStream<Uint8Array<ArrayBuffer>>({
+    async pull(controller) {
+      const { value, done } = await stored.next()
+      if (done) controller.close()
+      else controller.enqueue(value)
+    },
+  })
+  const reader = packed.pipeThrough(new DecompressionStream('gzip')).getReader()
+  try {
+    for (let part = await next(reader, source); !part.done; part = await next(reader, source)) yield part.value
+  } finally {
+    await reader.cancel().catch(() => {})
+  }
+}
+
+function next(reader: ReadableStreamDefaultReader<Uint8Array>, { name }: ByteSource) {
+  return reader.read().catch((cause) => {
+    if (cause instanceof LowrankError) throw cause
+    throw new DataError({ where: name, what: 'not valid gzip, or not whole', cause })
+  })
+}
+
+export const PACKED = /\.gz(?=$|[?#])/i
+
 export async function* textChunks(source: ByteSource): AsyncGenerator<string> {
   const decoder = new TextDecoder('utf-8', { fatal: true })
   let line = 1
-  for (let offset = 0; offset < source.byteLength; offset += CHUNK_BYTES) {
-    const byteLength = Math.min(CHUNK_BYTES, source.byteLength - offset)
-    const bytes = await source.read(offset, byteLength)
-    let text: string
+  const decode = (bytes?: Uint8Array) => {
     try {
-      text = decoder.decode(bytes, { stream: offset + byteLength < source.byteLength })
+      return decoder.decode(bytes, { stream: bytes !== undefined })
     } catch (cause) {
       throw new DataError({
         where: `${source.name}, in or after line ${line}`,
@@ -31,9 +62,13 @@ export async function* textChunks(source: ByteSource): AsyncGenerator<string> {
         cause,
       })
     }
+  }
+  for await (const bytes of contentOf(source)) {
+    const text = decode(bytes)
     for (let at = text.indexOf('\n'); at >= 0; at = text.indexOf('\n', at + 1)) line++
     yield text
   }
+  decode()
 }
 
 export async function* textLines(source: ByteSource): AsyncGenerator<Line> {

@@ -117,7 +117,7 @@ export function fieldsRead(record: Fields): readonly string[] {
 
 const RENAME = "If your fields have other names, use `columns: { prompt: 'question', completion: 'answer' }`"
 
-const LABEL_NAMES = ['label', 'labels', 'sentiment', 'category', 'class', 'intent', 'topic', 'stars']
+export const LABEL_NAMES = ['label', 'labels', 'sentiment', 'category', 'class', 'intent', 'topic', 'stars']
 
 /** For tables of texts and labels under other names, such as `review,sentiment`. */
 function labelHint(record: Fields): string | undefined {

@@ -3,6 +3,7 @@
 import { isObject } from '../../core/base/options.js'
 import { inputFamily } from '../../model/inputs/family.js'
 import type { Model } from '../../model/model-folder.js'
+import { LABEL_NAMES } from '../../model/text/records.js'
 import { readGraph } from '../../onnx/view/graph.js'
 import type { Task } from './task.js'
 import { canTrain, loadTask, TASK_NAMES, type TaskName } from './tasks.js'
@@ -38,7 +39,10 @@ export function unreadNotes(
   if (!isObject(row)) return []
   const read = new Set(reads?.(row) ?? records.flatMap(Object.keys))
   const unread = Object.keys(row).filter((field) => !read.has(field) && row[field] !== undefined && row[field] !== null)
-  return unread.map((field) => `have a field "${field}", which the task ${name} does not read`)
+  const isText = name === 'causal-lm' && typeof row.text === 'string'
+  const advice = (field: string) =>
+    isText && LABEL_NAMES.includes(field) ? `: to learn labels, give \`columns: { label: '${field}' }\`` : ''
+  return unread.map((field) => `have a field "${field}", which the task ${name} does not read${advice(field)}`)
 }
 
 export async function taskOfRow(row: unknown, model: Model | undefined): Promise<Task> {

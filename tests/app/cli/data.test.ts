@@ -2,6 +2,7 @@
 
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { Readable } from 'node:stream'
 import { expect, it } from 'vitest'
 import { lowrankHere } from './in-process.js'
 import { root, scratchFolder } from './lowrank.js'
@@ -32,6 +33,25 @@ it('tells the task, labels, duplicates, and evaluation records that are trained 
   expect(document).toMatchObject({ task: 'text-classification', labels: { calm: 3, rough: 2 }, duplicates: 1 })
   expect(document.evalInTraining).toEqual([expect.stringContaining('eval.jsonl, line 1')])
   expect(document.lengths).toMatchObject({ unit: 'characters', least: 13, most: 23, median: 23, total: 95 })
+})
+
+it('names evaluation records in the training data first, and leads text,category to labels', async () => {
+  const table = file('table.csv', ['text,category', 'a,x', 'a,x', 'b,"y'])
+  const { stderr } = await lowrankHere('data', table, '--eval-data', file('eval.csv', ['text,category', 'a,x']))
+  const lines = stderr.split('\n')
+  expect(lines[0]).toContain('1 evaluation records are in the training data too')
+  expect(stderr).toContain('to learn labels, give --columns label=category')
+})
+
+it('reads standard input', async () => {
+  const stdin = Object.getOwnPropertyDescriptor(process, 'stdin')!
+  const value = Readable.from([Buffer.from('{"text": "a"}\n{"te'), Buffer.from('xt": "b"}\n{')])
+  Object.defineProperty(process, 'stdin', { value, configurable: true })
+  const { code, stdout, stderr } = await lowrankHere('data', '-').finally(() => {
+    Object.defineProperty(process, 'stdin', stdin)
+  })
+  expect([code, stdout]).toEqual([1, expect.stringContaining('2 records. They fit the task causal-lm.')])
+  expect(stderr).toContain('standard input, line 3')
 })
 
 it('says that no record fits, and that there are none', async () => {

@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs'
+import { gzipSync } from 'node:zlib'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import { type ByteSource, ConfigError, DataError, LowrankError, MemoryDirectory } from '../../../src/api/node.js'
@@ -282,8 +283,26 @@ describe('the format', () => {
 
   it('must be told', async () => {
     expect((await refusal(file('hello', 'x.doc'))).message).toContain('expected a name that ends in .jsonl')
-    expect((await refusal(file(Uint8Array.of(0x1f, 0x8b, 8), 'x.jsonl.gz'))).message).toContain('Unpack it first')
+    expect((await refusal(file(Uint8Array.of(0x1f, 0x8b, 8), 'x.jsonl'))).message).toContain('Unpack it first')
   })
+})
+
+it.each(['a.jsonl', 'a.json', 'a.csv', 'a.tsv', 'a.txt'])('reads %s packed as it reads it plain', async (name) => {
+  const content = /json/.test(name) ? '{"text": "é"}\n'.repeat(1e5) : 'text\té,\n'.repeat(1e5)
+  const plain = await all(file(content, name)).catch(String)
+  const packed = await all(file(gzipSync(content), `${name}.gz`)).catch(String)
+  expect(JSON.stringify(packed).replaceAll('.gz', '')).toBe(JSON.stringify(plain))
+  const cut = gzipSync(content)
+  const error = await refusal(file(cut.subarray(0, cut.length - 9), `${name}.gz`))
+  if (typeof plain !== 'string') expect(error.message).toContain('not valid gzip, or not whole')
+})
+
+it('reads the list in the field data, but not in lines', async () => {
+  const list = [{ text: 'a' }, { text: 'b' }]
+  for (const name of ['a.json', 'download']) {
+    expect(await rowsOf(file(JSON.stringify({ data: list, version: 1 }, null, 1), name))).toEqual(list)
+  }
+  expect(await rowsOf(file(JSON.stringify({ data: list })))).toEqual([{ data: list }])
 })
 
 describe('sources', () => {

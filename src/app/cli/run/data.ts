@@ -48,15 +48,15 @@ export const data = defineCommand({
     if (json) printDocument({ ...report })
     else show(report)
     const { invalid, evalInTraining, duplicates, records } = report
+    if (evalInTraining.length > 0) {
+      const some = evalInTraining.slice(0, 3).join('; ')
+      warn(`${thousands(evalInTraining.length)} evaluation records are in the training data too: ${some}`)
+    }
     for (const { message } of json ? [] : invalid.slice(0, SHOWN)) complain('problem', message)
     if (!json && invalid.length > SHOWN) say(`… and ${invalid.length - SHOWN} more: --json has all`)
     if (invalid.length > 0) say(`Records that cannot be used: ${thousands(invalid.length)}`)
     else if (records === 0) say('There are no records in these files')
     if (duplicates > 0) warn(`${thousands(duplicates)} of ${thousands(records)} records are there twice`)
-    if (evalInTraining.length > 0) {
-      const some = evalInTraining.slice(0, 3).join('; ')
-      warn(`${thousands(evalInTraining.length)} evaluation records are in the training data too: ${some}`)
-    }
     for (const [note, count] of Object.entries(report.notes)) {
       warn(`${thousands(count)} of ${thousands(records)} records ${note}`)
     }

@@ -1,12 +1,12 @@
 // One writer at a time in a folder whose files appear one after the other. The lock is a folder with one file, which
 // has the writer's token as its name and says who that is. It appears whole, and only if no lock is there.
 
-import { mkdir, readdir, readFile, rmdir, stat, unlink, writeFile } from 'node:fs/promises'
+import { lstat, mkdir, readdir, readFile, rmdir, stat, unlink, writeFile } from 'node:fs/promises'
 import { hostname } from 'node:os'
 import path from 'node:path'
 import type { Reservation } from '../../../core/base/bytes.js'
 import { FileError } from '../../../core/base/errors.js'
-import { fileError } from './errors.js'
+import { codeOf, fileError } from './errors.js'
 import { isDead, newToken } from './owner.js'
 import { isTaken, WholeOutput } from './whole-output.js'
 
@@ -26,7 +26,12 @@ export async function reserveFolder(folder: string, what: string): Promise<Reser
   } catch (error) {
     await output.close()
     if (!isTaken((error as FileError).cause)) throw fileError(folder, 'cannot be written', error)
-    const [holder] = await readdir(lock).catch((): string[] => [])
+    const isFolder = (await lstat(lock).catch(() => undefined))?.isDirectory() ?? true
+    if (!isFolder) throw new FileError({ where: lock, what: 'not a folder, so it is no lock', hint: 'Remove it' })
+    const [holder] = await readdir(lock).catch((cause): string[] => {
+      if (codeOf(cause) === 'ENOENT') return []
+      throw fileError(lock, 'cannot be read', cause)
+    })
     // The other writer may have left at this moment.
     if (holder === undefined) return reserveFolder(folder, what)
     const writer = await readFile(path.join(lock, holder), 'utf8').catch(() => 'a process that has just ended')

@@ -1,4 +1,4 @@
-import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
@@ -80,6 +80,16 @@ describe('NodeDirectory.reserve', () => {
     })
     await rm(lock, { recursive: true })
     await (await new NodeDirectory(folder).reserve('training')).release()
+  })
+
+  it('refuses what is no lock: a file, a link to nowhere', async () => {
+    const lock = path.join(folder, '.lowrank-writer')
+    for (const make of [() => writeFile(lock, ''), () => symlink('nowhere', lock)]) {
+      await make()
+      const error = { what: 'not a folder, so it is no lock', where: lock }
+      await expect(new NodeDirectory(folder).reserve('training')).rejects.toMatchObject(error)
+      await rm(lock)
+    }
   })
 
   it('says which folder cannot be written to', async () => {
