@@ -59,7 +59,7 @@ export interface TrainOptions extends Optional<TrainSettings> {
   /**
    * The training data: records; the path of a file or folder with records (JSONL, JSON, CSV, TSV, Parquet, text); a
    * Blob; or a list of files. Files may be packed (.jsonl.gz); `-` is standard input in Node.
-   * @help training data: .jsonl, .json, .csv, .tsv, .parquet or .txt, packed (.gz) or not; a folder of them; - for stdin
+   * @help training data: .jsonl, .json, .csv, .tsv, .parquet or .txt, packed (.gz) or not; a folder; - is stdin
    */
   readonly data: Data
   /**
