@@ -30,7 +30,7 @@ it('notices an edit of a worker without a build', () => {
 
   const worker = find('reward-worker.ts')
   const text = readFileSync(worker, 'utf8')
-  const edited = text.replace('value * weight', 'value * weight + 1')
+  const edited = text.replace('(weights[name] ?? 1)', '(weights[name] ?? 1) + 1')
   expect(edited).not.toBe(text)
   writeFileSync(worker, edited)
 
