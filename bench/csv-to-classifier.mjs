@@ -63,7 +63,7 @@ const script = join(out, 'classify.mjs')
 writeFileSync(script, lines)
 
 console.log(`npx lowrank ${command.map((word) => (word.startsWith('/') ? relative(root, word) : word)).join(' ')}`)
-const trained = timed([join(root, 'dist', 'cli', 'main.js'), ...command])
+const trained = timed([join(root, 'dist', 'app', 'cli', 'main.js'), ...command])
 console.log(`  ${trained.seconds.toFixed(1)} s`)
 console.log(lines.replace(/\[".*"\]/, 'texts'))
 const answered = timed([script])

@@ -102,7 +102,7 @@ for (const name of options.only.split(',')) {
     label,
     run: () =>
       timed(process.execPath, [
-        ...[join(root, 'dist', 'cli', 'main.js'), 'train', '--model', resolve(options.graphs, `${name}-fp32`)],
+        ...[join(root, 'dist', 'app', 'cli', 'main.js'), 'train', '--model', resolve(options.graphs, `${name}-fp32`)],
         ...['--task', task, '--data', data, '--out', place(label), '--overwrite', '--max-steps', options.steps],
         ...['--learning-rate', '1e-3', ...shape, ...flags],
       ]),

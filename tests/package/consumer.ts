@@ -55,7 +55,8 @@ export function installed(): { folder: string; packed: string[] } {
 const PROJECT = 'a project #1 at 100%'
 
 function installIn(parent: string): void {
-  if (!existsSync(join(repository, 'dist', 'index.js'))) throw new Error('dist/ is missing: run `npm run build` first')
+  if (!existsSync(join(repository, 'dist', 'api', 'index.js')))
+    throw new Error('dist/ is missing: run `npm run build` first')
   const folder = join(parent, PROJECT)
   mkdirSync(folder)
   const npm = (args: string[], cwd: string) =>

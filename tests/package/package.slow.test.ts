@@ -92,7 +92,7 @@ describe('with ONNX Runtime', () => {
 
   it('says how to install it where it is missing', () => {
     const { status, stderr } = consumer.node(
-      join('node_modules', 'lowrank', 'dist', 'cli', 'main.js'),
+      join('node_modules', 'lowrank', 'dist', 'app', 'cli', 'main.js'),
       ...['generate', '--model', join(repository, 'models', 'union-3m'), '--prompt', 'a'],
     )
     expect(stderr).toMatch(/^error: onnxruntime-node: it is not installed\. .*npm install onnxruntime-node/)

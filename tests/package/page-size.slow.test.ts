@@ -60,7 +60,7 @@ async function run() {
 }`,
   },
   'only writes with an adapter': {
-    limit: 120_000,
+    limit: 123_000,
     workers: 1,
     page: `
 import { loadModel, MemoryDirectory, openSession, webRuntime } from 'lowrank'

@@ -129,7 +129,7 @@ describe('outputs that take nothing', () => {
 
   it.skipIf(!existsSync('/dev/full'))('a document that finds no room is an error', () => {
     const out = join(scratch, 'full')
-    const command = [process.execPath, join(root, 'dist', 'cli', 'main.js'), ...args(out), '--json']
+    const command = [process.execPath, join(root, 'dist', 'app', 'cli', 'main.js'), ...args(out), '--json']
     const { status, stderr } = spawnSync('sh', ['-c', '"$@" > /dev/full', 'sh', ...command], { encoding: 'utf8' })
     expect(stderr).toMatch(/error: stdout: cannot be written: .*no space left/)
     expect(stderr).not.toContain('bug')
@@ -139,7 +139,15 @@ describe('outputs that take nothing', () => {
 
 it.skipIf(process.platform === 'win32')('few file descriptors are an error that says so, or enough', () => {
   const out = join(scratch, 'few')
-  const command = [process.execPath, join(root, 'dist', 'cli', 'main.js'), 'merge', '--base', MODEL, '--adapter', PEFT]
+  const command = [
+    process.execPath,
+    join(root, 'dist', 'app', 'cli', 'main.js'),
+    'merge',
+    '--base',
+    MODEL,
+    '--adapter',
+    PEFT,
+  ]
   const args = [...CHECKPOINT, '--max-shard-size', '1MB', '--threads', '4', '--overwrite', '--out', out]
   const outcomes = [52, 60, 72].map((limit) => {
     const script = `ulimit -n ${limit} && exec "$@"`

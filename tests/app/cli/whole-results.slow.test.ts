@@ -213,7 +213,7 @@ describe.each(Object.entries(KINDS))('%s', (name, { out, args, replaces }) => {
         }),
       )
       for (const { code, stderr } of results) {
-        if (code !== 0) expect(stderr).toMatch(/^error: .*(another process|exists already)/m)
+        if (code !== 0) expect(stderr).toMatch(/^error: .*(another process|exists already|this process did not write)/m)
         expect(stderr).not.toMatch(/^ {4}at /m)
       }
       expect(results.filter(({ code }) => code === 0)).toHaveLength(1)
@@ -235,7 +235,11 @@ describe.each(Object.entries(KINDS))('%s', (name, { out, args, replaces }) => {
       const { code, stderr } = await run(commandIn(folder, 0), { folder, ...(!isThere && { rival }) })
       expect([code, stderr]).toEqual([
         1,
-        expect.stringMatching(isThere ? /^error: .*exists already/m : /^error: .*another process has written it/m),
+        expect.stringMatching(
+          isThere
+            ? /^error: .*(exists already|this process did not write)/m
+            : /^error: .*another process has written it/m,
+        ),
       ])
       if (isThere || !name.includes('graph with its data')) expect(contentOf(folder, out)).toEqual(expected[1])
       expect(hiddenIn(folder)).toEqual([])

@@ -157,7 +157,7 @@ describe.skipIf(browser === undefined)('a page without the scripts of its worker
       folder,
       {},
       /./,
-      /With esbuild, also build lowrank\/dist\/(train|infer)\/worker\.js to this/,
+      /With esbuild, also build lowrank\/dist\/(train\/engine|run)\/worker\.js to this/,
     )
     expect(urls).toEqual(['/train/engine/worker.js', '/run/worker.js'])
   })
