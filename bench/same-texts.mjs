@@ -118,7 +118,7 @@ async function open(name, folder, plan) {
     adapters.c = adapterOf(lowrank, model, /(q_proj|c_attn)$/, 3, 13)
     for (const key of Object.keys(adapters)) if (adapters[key].size === 0) delete adapters[key]
   }
-  const session = await lowrank.openSession(model, { adapters, threads: 1, onWarning: () => {}, ...plan.session })
+  const session = await lowrank.openSession(model, { adapters, threads: 1, on: {}, ...plan.session })
   // A model without a tokenizer gets token ids.
   const promptOf = (prompt) => {
     if (hasTokenizer || typeof prompt !== 'string') return prompt

@@ -30,7 +30,6 @@ const TABLES = {
     'src/api/train.ts': ['CheckDataOptions'],
     'src/lora/peft/adapter-folder.ts': ['SaveOptions'],
     'src/train/options.ts': ['TrainOptions'],
-    'src/train/train-report.ts': ['TrainEvents'],
   },
   // A smaller table, for pages that only run adapters.
   'src/api/gen/run-options.ts': {
@@ -254,6 +253,10 @@ function listOf(item) {
 
 function kindOfReference(node, member) {
   const name = node.typeName.getText()
+  if (member.name === 'on') {
+    const events = checker.getPropertiesOfType(checker.getTypeFromTypeNode(node)).map((event) => quoted(event.name))
+    return { code: `eventsOf(${events.join(', ')})`, uses: [['eventsOf', BASE]] }
+  }
   if (KINDS[name] !== undefined) return constant(KINDS[name])
   if (name === 'Readonly' || name === 'Record') {
     const record = name === 'Record' ? node : node.typeArguments[0]

@@ -94,7 +94,7 @@ const handler = await createHandler({
   maxAdapters: SERVED,
   apiKeys: [...KEYS, { key: 'admin', isAdmin: true }],
   session: { allow: ['lora', 'dora', 'biases', 'embeddings'], threads: 2 },
-  onError: (error) => note(`status 500: ${error?.stack ?? error}`),
+  on: { error: (error) => note(`status 500: ${error?.stack ?? error}`) },
 })
 const { server, url } = await listen(handler, { port: 0 })
 

@@ -28,7 +28,7 @@ export {
   UnsupportedError,
 } from '../core/base/errors.js'
 export type { BlobLike, ByteStreamLike, FileLike, FolderHandle, SignalLike } from '../core/base/globals.js'
-export type { ToolProgress } from '../core/base/progress.js'
+export type { ToolEvents, ToolProgress } from '../core/base/progress.js'
 export type { FloatArray, Matrix, MatrixLike, Shaped, Tensor } from '../core/base/tensor.js'
 export { disposeKernels } from '../core/kernels/index.js'
 export type { DownloadProgress, OnDownload } from '../files/io/hub/directory.js'
@@ -77,7 +77,7 @@ export type {
   MergeSummary,
 } from '../merge/merge-report.js'
 export type { TiedPolicy } from '../merge/plan/tied.js'
-export type { MergeSettings } from '../merge/settings.js'
+export type { MergeEvents, MergeSettings } from '../merge/settings.js'
 export type { CombineResult } from '../merge/tools/combine.js'
 export type { CombinationType } from '../merge/tools/combine-settings.js'
 export type { AdapterDifference, AdapterLayerDiff, DiffReport } from '../merge/tools/diff.js'
@@ -124,6 +124,7 @@ export type {
   Difference,
   DifferingRecord,
   EvaluatedModel,
+  EvaluateEvents,
   EvaluateReport,
   EvaluateSettings,
 } from '../train/evaluate/evaluate-adapters.js'
@@ -177,7 +178,7 @@ export type {
 } from '../train/train-report.js'
 export type { ToPlainOptions } from './adapters.js'
 export type { EvaluateOptions } from './evaluation.js'
-export { configureHub, type HubOptions } from './hub.js'
+export { configureHub, type DownloadEvents, type HubEvents, type HubOptions } from './hub.js'
 export type { CheckpointContents, InspectOptions, InspectReport } from './inspect.js'
 export type { EmbeddingContents, GraphContents, LinearContents, OnnxContents } from './inspect-onnx.js'
 export type {
@@ -188,7 +189,7 @@ export type {
 export type { LoadModelOptions } from './model.js'
 export { nodeRuntime } from './platform/platform.js'
 export { webRuntime } from './platform/web-runtime.js'
-export type { AdapterSession, OpenSessionOptions } from './session.js'
+export type { AdapterSession, OpenSessionOptions, SessionEvents } from './session.js'
 export type {
   CombineOptions,
   ConvertAdapterOptions,

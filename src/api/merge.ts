@@ -21,7 +21,7 @@ export async function merge(options: MergeOptions): Promise<MergeReport> {
   // A merge into a folder reads each byte of the base once, so a remote base can be read in ranges and need not be
   // kept.
   const { warnings, ...opened } = await openAll(options, { readsRanges: open === undefined })
-  const report = await verbs.merge({ ...options, ...opened, out: targetOf(options, open) }, open)
+  const report = await verbs.merge({ ...options, ...opened, ...watching(options), out: targetOf(options, open) }, open)
   return { ...report, warnings: [...report.warnings, ...warnings] }
 }
 
@@ -38,8 +38,10 @@ export async function unmerge(options: UnmergeOptions): Promise<MergeReport> {
   const open = await jobFor(options)
   const given = { ...options, base: options.merged }
   const { base, adapters } = await openAll(given, { readsRanges: open === undefined })
-  return verbs.merge({ ...options, base, adapters, sign: -1, out: targetOf(options, open) }, open)
+  return verbs.merge({ ...options, ...watching(options), base, adapters, sign: -1, out: targetOf(options, open) }, open)
 }
+
+const watching = ({ on = platform().watchMerge?.() }: Pick<MergeOptions, 'on'>) => ({ on })
 
 async function jobFor({ out }: Pick<MergeOptions, 'out'>): Promise<verbs.OpenJob | undefined> {
   return typeof out === 'string' ? platform().openJob?.() : undefined

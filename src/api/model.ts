@@ -4,11 +4,11 @@ import type { Source } from '../core/base/bytes.js'
 import { FileError, type FormatError } from '../core/base/errors.js'
 import type { SignalLike } from '../core/base/globals.js'
 import { checkOptions } from '../core/base/options.js'
-import type { OnDownload } from '../files/io/hub/directory.js'
 import type { DtypeChoice } from '../model/graph-file.js'
 import type { Model } from '../model/model-folder.js'
 import type { RuntimeHost } from '../onnx/runtime/host.js'
 import { LOAD_MODEL_OPTIONS } from './gen/run-options.js'
+import { type DownloadEvents, hearing } from './hub.js'
 import { platform } from './platform/platform.js'
 import { openSource } from './sources.js'
 
@@ -28,8 +28,8 @@ export interface LoadModelOptions {
   dtype?: DtypeChoice | undefined
   /** If the source is a folder: path of the .onnx file in that folder. Default: by `dtype`. */
   onnxPath?: string | undefined
-  /** Called before each download and while it runs. Default: the function that you passed to configureHub. */
-  onDownload?: OnDownload | undefined
+  /** Callbacks. Default: the ones of {@link configureHub}. `{}` is silent. */
+  on?: DownloadEvents | undefined
   /** Stops the downloads. Finished parts stay in the cache. */
   signal?: SignalLike | undefined
 }
@@ -46,9 +46,8 @@ export async function requireChatTemplate(source: Source, error?: (model: string
 
 export async function loadModel(source: Source, options: LoadModelOptions = {}): Promise<Model> {
   checkOptions(options, 'loadModel', LOAD_MODEL_OPTIONS)
-  const { onDownload, signal } = options
-  const remote = { signal, ...(onDownload !== undefined && { onDownload }) }
-  const { directory, file } = await openSource(source, 'source', remote)
+  const { on, signal } = options
+  const { directory, file } = await openSource(source, 'source', { signal, ...(on && hearing(on)) })
   if (file !== undefined && OTHER_FILES.test(file)) {
     throw new FileError({
       where: `${directory.name}/${file}`,

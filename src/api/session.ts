@@ -37,6 +37,15 @@ export interface AdapterSession extends BaseSession {
   add(name: string, adapter: LoraAdapter | Source): Promise<void>
 }
 
+/** Callbacks of a session. */
+export interface SessionEvents {
+  /**
+   * Called before opening if the model probably needs more memory than is free. With `allowMissing`, also called if
+   * layers of an adapter are left out, at opening and at each `add`.
+   */
+  warning?(message: string): void
+}
+
 /** Options of {@link openSession}. */
 export interface OpenSessionOptions extends Omit<AdapterSessionOptions, 'adapters'> {
   /**
@@ -44,11 +53,8 @@ export interface OpenSessionOptions extends Omit<AdapterSessionOptions, 'adapter
    * name.
    */
   adapters?: Readonly<Record<string, LoraAdapter | Source>> | undefined
-  /**
-   * Called before opening if the model probably needs more memory than is free. With `allowMissing`, also called if
-   * layers of an adapter are left out, at opening and at each `add`. Default: console.warn.
-   */
-  onWarning?: ((message: string) => void) | undefined
+  /** Callbacks. Default: warnings go to console.warn. `{}` is silent. */
+  on?: SessionEvents | undefined
 }
 
 /** Throws unless a model can write texts. Reads no weights. */
@@ -63,7 +69,8 @@ export async function openSession(model: Model | Source, given: OpenSessionOptio
   checkOptions(given, 'openSession', OPEN_SESSION_OPTIONS, {
     elsewhere: { dtype: 'Give it to loadModel: openSession(await loadModel(source, { dtype }))' },
   })
-  const { onWarning = console.warn, ...options } = given
+  const { on = { warning: console.warn }, ...options } = given
+  const onWarning = (message: string) => on.warning?.(message)
   const [{ ModelSession }] = await Promise.all([
     import('../run/model-session.js'),
     // Named here too, so that bundlers keep the code that reads graphs in one chunk: a page is 2 kB smaller.

@@ -11,12 +11,15 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import { isAdapter, type RunAdapter } from '../lora/run-adapter.js'
 import { ADAPTER_SOURCE, isBlob, isPath, SOURCE, TARGET } from '../model/source-values.js'
 import type { Data, TrainingData } from '../train/options.js'
-import { hubOptions } from './hub.js'
+import { hearing, hubOptions } from './hub.js'
 import { platform } from './platform/platform.js'
 
 export async function openSource(source: Source, where: string, options: RemoteOptions = {}): Promise<Place> {
   checkArgument(source, SOURCE, where)
-  if (typeof source === 'string') return platform().open(source, where, { ...hubOptions(), ...options })
+  if (typeof source === 'string') {
+    const { on = { download: platform().watchDownloads?.() }, ...hub } = hubOptions()
+    return platform().open(source, where, { ...hub, ...hearing(on), ...options })
+  }
   return { directory: isDirectory(source) ? source : new FilesDirectory(source), file: undefined }
 }
 

@@ -22,7 +22,7 @@ import type { TaskFacts } from '../train/tasks/task.js'
 import { checkTaskName, isLoopName, tasksFor } from '../train/tasks/tasks.js'
 import { type RunContext, train as trainOpened } from '../train/train.js'
 import { openAdapter } from './adapters.js'
-import { CHECK_DATA_OPTIONS, TRAIN_EVENTS, TRAIN_OPTIONS } from './gen/options.js'
+import { CHECK_DATA_OPTIONS, TRAIN_OPTIONS } from './gen/options.js'
 import { loadModel, requireChatTemplate } from './model.js'
 import { memoryLimits } from './platform/memory.js'
 import { platform } from './platform/platform.js'
@@ -71,10 +71,9 @@ export async function withTraining<T>(
   options: TrainOptions,
   work: (opened: TrainInput, context: RunContext) => Promise<T>,
 ): Promise<T> {
-  const nested = { config: Object.keys(LORA_CONFIG), on: Object.keys(TRAIN_EVENTS) }
+  const nested = { config: Object.keys(LORA_CONFIG) }
   checkOptions(options, 'train', TRAIN_OPTIONS, { nested })
   checkReadByTask(options)
-  checkOptions(options.on, 'train’s `on`', TRAIN_EVENTS)
   resolveConfig(options.config)
   const { openExampleFile } = platform()
   let file: ReturnType<NonNullable<typeof openExampleFile>> | undefined

@@ -24,7 +24,7 @@ export interface MergeThreads {
 export async function carryOut(
   merge: OpenMerge,
   out: Directory,
-  { signal, onProgress }: Pick<MergeSettings, 'signal' | 'onProgress'>,
+  { signal, on }: Pick<MergeSettings, 'signal' | 'on'>,
   threads?: MergeThreads,
 ): Promise<MergeReport> {
   const startedAt = performance.now()
@@ -43,7 +43,7 @@ export async function carryOut(
     const write = async (bytes: Uint8Array, offset: number) => {
       signal?.throwIfAborted()
       await (threads === undefined ? sink.write(bytes) : threads.write(sink, bytes, offset))
-      onProgress?.({ writtenBytes: writtenBytes + offset + bytes.byteLength, totalBytes })
+      on?.progress?.({ writtenBytes: writtenBytes + offset + bytes.byteLength, totalBytes })
     }
     const waiting = [...literals].sort((a, b) => b.offset - a.offset)
     const writeLiterals = async (end: number) => {
@@ -62,7 +62,7 @@ export async function carryOut(
     else sums.addAll((await threads.run(segments, sink, loop)).byName)
     await writeLiterals(byteLength)
     writtenBytes += byteLength
-    onProgress?.({ writtenBytes, totalBytes })
+    on?.progress?.({ writtenBytes, totalBytes })
   }
 
   const added: string[] = []

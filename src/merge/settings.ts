@@ -8,12 +8,18 @@ import type { ModuleMap } from '../model/match/linears.js'
 import type { MergeFormat, MergeProgress } from './merge-report.js'
 import type { TiedPolicy } from './plan/tied.js'
 
+/** Callbacks of a merge. If one throws an error, the merge stops, and nothing is left. */
+export interface MergeEvents {
+  /** Called after each piece that is written, or several times a second. */
+  progress?(progress: MergeProgress): void
+}
+
 /** Settings of all merges, with the defaults that their docstrings name. */
 export interface MergeSettings {
   /** Stops the merge. The promise rejects with the signal's reason, and nothing is left. */
   signal?: SignalLike | undefined
-  /** Called after each piece that is written, or several times a second. */
-  onProgress?: ((progress: MergeProgress) => void) | undefined
+  /** Callbacks. Default in Node: a bar on a terminal if the merge takes over 2 s, else none. `{}` is silent. */
+  on?: MergeEvents | undefined
   /**
    * Format of the result. Default: the format of the base file. If the base is a folder: `onnx` if it has an .onnx
    * model, else

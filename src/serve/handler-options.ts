@@ -87,8 +87,14 @@ export interface HandlerOptions {
    * Default: false.
    */
   page?: boolean | undefined
+  /** Callbacks. Default: errors go to console.error. `{}` is silent. */
+  on?: HandlerEvents | undefined
+}
+
+/** Callbacks of a handler. */
+export interface HandlerEvents {
   /** Called for each request when its answer ends. */
-  onRequest?: ((entry: RequestEntry) => void) | undefined
-  /** Called with errors that are answered with status 500. Default: console.error. */
-  onError?: ((error: unknown) => void) | undefined
+  request?(entry: RequestEntry): void
+  /** Called with errors that are answered with status 500. */
+  error?(error: unknown): void
 }

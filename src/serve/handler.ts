@@ -61,7 +61,8 @@ export async function createHandler(options: HandlerOptions): Promise<Handler> {
   if (options.training !== undefined) requireRights(options)
   const [session, spans] = await Promise.all([openSession(model, { ...opening, allow, adapters }), openSpans()])
   const names = [servedModelName ?? (session.model.name.replace(/\/+$/, '').split('/').at(-1) || 'base')].flat()
-  const { training, chatTemplate, onError = console.error } = options
+  const { training, chatTemplate, on = { error: console.error } } = options
+  const onError = (error: unknown) => on.error?.(error)
   const jobs = await training?.open({ names, model: session.model, chatTemplate, onError })
   const service = new Service(session, names, options, spans, jobs)
   const handler = (request: Request) => service.handle(request)

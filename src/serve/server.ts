@@ -4,7 +4,7 @@
 
 export type { ResolveAdapter } from './adapters.js'
 export { createHandler, type Handler } from './handler.js'
-export type { HandlerOptions } from './handler-options.js'
+export type { HandlerEvents, HandlerOptions } from './handler-options.js'
 export type { Training } from './jobs/training.js'
 export { type ApiKey, parseApiKey } from './keys.js'
 export type { RequestEntry } from './route.js'

@@ -214,7 +214,7 @@ export class Service {
     const call = { request, entry, startedAt, id: callId, inbox: this.#inbox } as Call
     const end = () => {
       entry.ms = performance.now() - startedAt
-      this.options.onRequest?.(entry)
+      this.options.on?.request?.(entry)
       this.onSpan?.(entry, headers)
     }
     const answering = this.#answer(call, pathname, path)
@@ -240,7 +240,8 @@ export class Service {
     const told = httpError(error, (text) =>
       withoutPaths(text.replaceAll(this.session.model.directory.name, this.names[0])),
     )
-    if (told.status >= 500 && !(error instanceof HttpError)) (this.options.onError ?? console.error)(error)
+    if (told.status >= 500 && !(error instanceof HttpError))
+      (this.options.on ?? { error: console.error }).error?.(error)
     return told
   }
 

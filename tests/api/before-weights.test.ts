@@ -37,7 +37,7 @@ beforeEach(() => {
 
 afterEach(() => {
   // Commands show downloads, also those of later calls in this process.
-  configureHub({ onDownload: undefined, onWarning: undefined })
+  configureHub({ on: undefined })
   process.env = { ...outer }
 })
 
@@ -116,7 +116,7 @@ const VERBS = {
   openSession: (adapter: boolean) => openSession('org/model', adapter ? { adapters } : {}),
   createHandler: (adapter: boolean) => createHandler({ model: 'org/model', ...(adapter && { adapters }) }),
   evaluate: (adapter: boolean, kind: Kind) =>
-    evaluate({ model: 'org/model', data: recordsOf(kind), ...(adapter && { adapters }), onWarning: () => {} }),
+    evaluate({ model: 'org/model', data: recordsOf(kind), ...(adapter && { adapters }), on: {} }),
   train: (adapter: boolean, kind: Kind) =>
     train({ model: 'org/model', data: recordsOf(kind), ...(adapter && { adapter: 'org/lora' }) }),
   'lowrank generate': (adapter: boolean) => command(adapter, 'generate', '--model', 'org/model', '--prompt', 'a'),

@@ -92,7 +92,7 @@ const merging = {
   adaptors: /adapters/,
   maxShardByte: /maxShardBytes/,
   overwite: /overwrite/,
-  on_progress: /onProgress/,
+  onProgress: /on: \{ progress/,
 }
 
 export const FUNCTIONS: Record<string, Call> = {
@@ -225,9 +225,9 @@ export const FUNCTIONS: Record<string, Call> = {
   },
   configureHub: {
     call: lowrank.configureHub,
-    args: () => [{ endpoint: undefined, token: undefined, onDownload: undefined, onWarning: undefined }],
+    args: () => [{ endpoint: undefined, token: undefined, on: { download: undefined, warning() {} } }],
     options: 0,
-    misspelled: { endPoint: /endpoint/, on_download: /onDownload/ },
+    misspelled: { endPoint: /endpoint/, onDownload: /on: \{ download/, onWarning: /on: \{ warning/ },
   },
   disposeKernels: { call: lowrank.disposeKernels, args: () => [] },
   nodeRuntime: { call: lowrank.nodeRuntime, args: () => ['onnxruntime-node'] },

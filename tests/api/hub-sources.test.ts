@@ -42,7 +42,7 @@ beforeEach(() => {
 })
 
 afterEach(() => {
-  configureHub({ onDownload: undefined, onWarning: undefined, token: undefined, endpoint: undefined })
+  configureHub({ on: undefined, token: undefined, endpoint: undefined })
   process.env = { ...outer }
 })
 
@@ -54,7 +54,7 @@ describe('the Hub', () => {
     const seen: string[] = []
     const model = await loadModel('org/union', {
       runtime,
-      onDownload: ({ name, receivedBytes }) => receivedBytes === 0 && seen.push(name),
+      on: { download: ({ name, receivedBytes }) => receivedBytes === 0 && seen.push(name) },
     })
     expect(current.hub.loaded.sort()).toEqual(RUN)
     expect(seen.sort()).toEqual(RUN.map((file) => `org/union/${file}`))
@@ -66,7 +66,7 @@ describe('the Hub', () => {
   })
 
   test('loadAdapter loads the two files of an adapter', async () => {
-    configureHub({ onDownload: (event) => current.progress.push(event) })
+    configureHub({ on: { download: (event) => current.progress.push(event) } })
     const adapter = await loadAdapter('hf:org/lora@main')
     const local = await loadAdapter(ADAPTER)
     expect(await inspect(adapter)).toEqual(await inspect(local))

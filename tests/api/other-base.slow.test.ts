@@ -23,15 +23,15 @@ beforeAll(async () => {
 /** The message of each use of the adapter on a base. */
 const uses = {
   async openSession(model, onWarning) {
-    await (await openSession(model, { adapters: { folder }, onWarning })).dispose()
+    await (await openSession(model, { adapters: { folder }, on: { warning: onWarning } })).dispose()
   },
   async 'session.add'(model, onWarning) {
-    const session = await openSession(model, { onWarning })
+    const session = await openSession(model, { on: { warning: onWarning } })
     await session.add('late', await loadAdapter(folder))
     await session.dispose()
   },
   async evaluate(model, onWarning) {
-    await evaluate({ model, adapters: { folder }, data, onWarning })
+    await evaluate({ model, adapters: { folder }, data, on: { warning: onWarning } })
   },
   async train(model, onWarning) {
     await train({ data, model, adapter: folder, maxSteps: 1, batchSize: 2, on: { warning: onWarning } })
@@ -56,7 +56,7 @@ it('nothing is told of an encoder and its decoder, which are trained as one grap
   const said: string[] = []
   const pairs = [{ input: 'the sea', target: 'calm' }]
   await train({ model, data: pairs, task: 'seq2seq', config: { rank: 1 }, maxSteps: 1, out: own })
-  const session = await openSession(model, { adapters: { own }, onWarning: (message) => said.push(message) })
+  const session = await openSession(model, { adapters: { own }, on: { warning: (message) => said.push(message) } })
   await session.dispose()
   expect(said).toEqual([])
 })

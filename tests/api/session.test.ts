@@ -97,7 +97,7 @@ it('says what a device is that the runtime does not have', async () => {
   await expect(openSession(UNION, { device: 'abacus' })).rejects.toMatchObject({ code: 'UNSUPPORTED' })
 })
 
-it('allowMissing leaves out what the export dropped, and onWarning hears its name at each adapter', async () => {
+it('allowMissing leaves out what the export dropped, and on.warning hears its name at each adapter', async () => {
   const [folder, layers] = [`${root}tests/golden/fused/bert-attention`, `${root}tests/golden/fused/bert/lora`]
   const adapter = await loadAdapter(layers)
   const square = (rows: number, columns: number) => ({
@@ -107,8 +107,13 @@ it('allowMissing leaves out what the export dropped, and onWarning hears its nam
   adapter.addFactors('pooler.dense', square(3, 16), square(16, 3))
   await expect(openSession(folder, { adapters: { adapter } })).rejects.toThrow(/no module for pooler\.dense/)
   const heard: string[] = []
-  const onWarning = (message: string) => void heard.push(message)
-  const bert = await openSession(folder, { adapters: { adapter, layers }, allowMissing: true, onWarning, threads: 1 })
+  const warning = (message: string) => void heard.push(message)
+  const bert = await openSession(folder, {
+    adapters: { adapter, layers },
+    allowMissing: true,
+    on: { warning },
+    threads: 1,
+  })
   await bert.add('again', adapter)
   expect(heard).toEqual(
     ['adapter', 'again'].map(

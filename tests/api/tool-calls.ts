@@ -35,16 +35,16 @@ export const TOOL_FUNCTIONS: Record<string, Call> = {
     call: lowrank.convertAdapter,
     args: () => [
       adapter(),
-      { to: 'gguf', out: new lowrank.MemoryDirectory(), base: BASE, outDtype: 'fp32', onProgress: () => {} },
+      { to: 'gguf', out: new lowrank.MemoryDirectory(), base: BASE, outDtype: 'fp32', on: { progress() {} } },
     ],
     options: 1,
     misspelled: { format: /to/, outdtype: /outDtype/, bas: /base/ },
   },
   diff: {
     call: lowrank.diff,
-    args: () => [adapter(), adapter(), { onProgress: () => {} }],
+    args: () => [adapter(), adapter(), { on: { progress() {} } }],
     options: 2,
-    misspelled: { progress: /onProgress/ },
+    misspelled: { progress: /on\.progress/, onProgress: /on: \{ progress/ },
   },
   extract: {
     call: lowrank.extract,
@@ -54,7 +54,7 @@ export const TOOL_FUNCTIONS: Record<string, Call> = {
   },
   resize: {
     call: lowrank.resize,
-    args: () => [PISSA, { rank: 1, onProgress: () => {} }],
+    args: () => [PISSA, { rank: 1, on: { progress() {} } }],
     options: 1,
     misspelled: { ranks: /rank/, enrgy: /energy/ },
   },

@@ -241,7 +241,7 @@ describe('the output folder', () => {
     await mergeOnnx(model.onnx, makeAdapter(model, /q_proj$/), new NodeDirectory(folder), {
       path: 'onnx/model.onnx',
       baseFiles: model.directory,
-      onProgress: ({ writtenBytes, totalBytes }) => progress.push(writtenBytes / totalBytes),
+      on: { progress: ({ writtenBytes, totalBytes }) => progress.push(writtenBytes / totalBytes) },
     })
     const baseFiles = ['config.json', 'genai_config.json', 'generation_config.json', 'tokenizer.json']
     expect(await readdir(folder)).toEqual([...baseFiles, 'onnx', 'tokenizer_config.json'].sort())

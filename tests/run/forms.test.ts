@@ -9,7 +9,7 @@ beforeAll(enginesHere)
 it('goes on with its text if a run that fails makes the session try its plain form', async () => {
   const model = await loadModel('models/union-3m')
   const adapter = await loadAdapter('tests/golden/peft/f32')
-  const session = await openSession(model, { onWarning: () => {} })
+  const session = await openSession(model, { on: {} })
   const options = { maxNewTokens: 60, temperature: 0 }
   const { text: alone } = await session.generate('And the people', options)
   let pieces = 0

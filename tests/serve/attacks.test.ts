@@ -22,7 +22,7 @@ let model: Model
 let handler: Handler
 
 const create = (options: Partial<HandlerOptions> = {}) =>
-  createHandler({ model, servedModelName: 'base', onError: () => {}, ...options })
+  createHandler({ model, servedModelName: 'base', on: {}, ...options })
 
 beforeAll(enginesHere)
 beforeAll(async () => {

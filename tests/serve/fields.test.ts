@@ -29,7 +29,7 @@ beforeAll(async () => {
   cpSync('models/union-3m', scratch, { recursive: true })
   writeFileSync(join(scratch, 'chat_template.jinja'), TEMPLATE)
   model = await loadModel(scratch)
-  handler = await createHandler({ model, servedModelName: 'base', onError: () => {} })
+  handler = await createHandler({ model, servedModelName: 'base', on: {} })
 })
 afterAll(async () => {
   await handler.close()

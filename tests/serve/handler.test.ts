@@ -47,7 +47,7 @@ afterAll(async () => {
 })
 
 const create = (options: Partial<HandlerOptions>) =>
-  createHandler({ model, servedModelName: 'base', onError: () => {}, ...options })
+  createHandler({ model, servedModelName: 'base', on: {}, ...options })
 
 function request(path: string, body?: object, headers: Record<string, string> = {}, signal?: AbortSignal): Request {
   const own = { 'content-type': 'application/json', ...headers }

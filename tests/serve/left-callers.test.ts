@@ -48,7 +48,7 @@ beforeAll(async () => {
   process.on('uncaughtException', onUncaught).on('unhandledRejection', onUncaught)
   model = await loadModel('models/union-3m')
   handler = await createHandler({
-    ...{ model, training: trainingIn(folder), hosts: ['127.0.0.1'], page: true, onError: () => {} },
+    ...{ model, training: trainingIn(folder), hosts: ['127.0.0.1'], page: true, on: {} },
     ...{ apiKeys: [{ key: 'x', isAdmin: true }], resolveAdapter: folderOfAdapters('tests/golden/peft') },
     chatTemplate: '{% for m in messages %}{{ m.content }}{% endfor %}',
   })

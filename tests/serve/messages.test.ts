@@ -32,7 +32,7 @@ beforeAll(async () => {
   cpSync('models/union-3m', scratch, { recursive: true })
   writeFileSync(join(scratch, 'chat_template.jinja'), TEMPLATE)
   model = await loadModel(scratch)
-  handler = await createHandler({ model, servedModelName: 'base', onError: () => {}, apiKeys: ['secret'] })
+  handler = await createHandler({ model, servedModelName: 'base', on: {}, apiKeys: ['secret'] })
 })
 afterAll(async () => {
   await handler.close()
@@ -251,7 +251,7 @@ it.each(['encoder', 'classifier'])('probabilities are in the order of the labels
 
 it('documents are ranked, and pairs scored, by vectors', async () => {
   const encoder = await loadModel(goldenPath('text-classification', 'encoder'))
-  const ranked = await createHandler({ model: encoder, onError: () => {} })
+  const ranked = await createHandler({ model: encoder, on: {} })
   const ask = async (path: string, body: object) => {
     const headers = { 'content-type': 'application/json' }
     const sent = await ranked(

@@ -31,8 +31,11 @@ const KEYS = { admin: 'root-secret', alice: 'alice-secret', bob: 'bob-secret' }
 
 const create = (options: Partial<HandlerOptions> = {}) =>
   createHandler({
-    ...{ model, servedModelName: ['base', 'gpt-4o-mini'], onError: () => {} },
-    onRequest: (entry) => void entries.push({ ...entry }),
+    ...{
+      model,
+      servedModelName: ['base', 'gpt-4o-mini'],
+      on: { request: (entry: RequestEntry) => void entries.push({ ...entry }) },
+    },
     ...options,
   })
 

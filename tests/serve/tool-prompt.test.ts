@@ -61,7 +61,7 @@ describe('a template that does not read tools', () => {
   it('so that the model reads them over HTTP, in both forms; one that reads tools is left alone', async () => {
     const tokens = async (name: string, template: string, path: string, body: object) => {
       const model = await modelWith(name, template)
-      const handler = await createHandler({ model, onError: () => {} })
+      const handler = await createHandler({ model, on: {} })
       const request = new Request(`http://localhost${path}`, {
         method: 'POST',
         headers: { 'content-type': 'application/json' },

@@ -96,12 +96,14 @@ export function setUpModels(opened: (model: OpenModel) => Promise<void>) {
     if (choice.kind === 'folder') throw new Error('Open the folder of its model first, under “The model”.')
   }
   configureHub({
-    onDownload({ name, byteLength, receivedBytes }) {
-      const meter = byId('model-meter')
-      const progress = meter.querySelector('progress') as HTMLProgressElement
-      progress.value = byteLength === 0 ? 1 : receivedBytes / byteLength
-      ;(meter.querySelector('span') as HTMLElement).textContent =
-        `${name.split('/').at(-1)}: ${sizeOf(receivedBytes)} of ${sizeOf(byteLength)}`
+    on: {
+      download({ name, byteLength, receivedBytes }) {
+        const meter = byId('model-meter')
+        const progress = meter.querySelector('progress') as HTMLProgressElement
+        progress.value = byteLength === 0 ? 1 : receivedBytes / byteLength
+        ;(meter.querySelector('span') as HTMLElement).textContent =
+          `${name.split('/').at(-1)}: ${sizeOf(receivedBytes)} of ${sizeOf(byteLength)}`
+      },
     },
   })
   const { deviceMemory } = navigator as { deviceMemory?: number }

@@ -101,7 +101,7 @@ async function open() {
     maxTokens: 6,
     maxAdapters: 4,
     timeoutSeconds: 10,
-    onError: (error) => failures.push(error),
+    on: { error: (error) => failures.push(error) },
   })
 }
 

@@ -1,6 +1,6 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import { type OptionTable, anyOf, FUNCTION, needed, ranged, BOOLEAN, NAME, SIGNAL, OBJECT, listOf, oneOf } from '../../core/base/options.js'
+import { type OptionTable, anyOf, FUNCTION, needed, ranged, BOOLEAN, NAME, eventsOf, SIGNAL, OBJECT, listOf, oneOf } from '../../core/base/options.js'
 import { SOURCE, ADAPTER, MODEL, NAMED_ADAPTERS, DATA, TARGET, ADAPTERS, ADAPTER_LIST, TOKEN } from '../../model/source-values.js'
 
 export const TO_PLAIN_OPTIONS: OptionTable = {
@@ -22,8 +22,7 @@ export const EVALUATE_OPTIONS: OptionTable = {
   resamples: ranged('an integer of at least 1'),
   seed: ranged('a safe integer'),
   differing: ranged('an integer of at least 0'),
-  onWarning: FUNCTION,
-  onProgress: FUNCTION,
+  on: eventsOf('warning', 'progress'),
   signal: SIGNAL,
   task: NAME,
   taskOptions: OBJECT,
@@ -55,7 +54,7 @@ export const MERGE_OPTIONS: OptionTable = {
   adapters: needed(ADAPTERS),
   out: needed(TARGET),
   signal: SIGNAL,
-  onProgress: FUNCTION,
+  on: eventsOf('progress'),
   format: oneOf('onnx', 'safetensors'),
   dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
   tied: oneOf('untie', 'keep'),
@@ -76,8 +75,8 @@ export const UNMERGE_OPTIONS: OptionTable = {
   modules: OBJECT,
   overwrite: BOOLEAN,
   signal: SIGNAL,
+  on: eventsOf('progress'),
   adapters: needed(ADAPTERS),
-  onProgress: FUNCTION,
   format: oneOf('onnx', 'safetensors'),
   allowMissing: BOOLEAN,
   maxShardBytes: ranged('an integer of at least 1'),
@@ -96,7 +95,7 @@ export const COMBINE_OPTIONS: OptionTable = {
   combinationType: oneOf('exact', 'linear'),
   rank: ranged('an integer of at least 1'),
   energy: ranged('a number in (0, 1]'),
-  onProgress: FUNCTION,
+  on: eventsOf('progress'),
   signal: SIGNAL,
 }
 
@@ -105,12 +104,12 @@ export const CONVERT_ADAPTER_OPTIONS: OptionTable = {
   out: needed(TARGET),
   base: SOURCE,
   outDtype: anyOf(oneOf('q8_0', 'keep'), oneOf('fp32', 'fp16', 'bf16')),
-  onProgress: FUNCTION,
+  on: eventsOf('progress'),
   signal: SIGNAL,
 }
 
 export const DIFF_OPTIONS: OptionTable = {
-  onProgress: FUNCTION,
+  on: eventsOf('progress'),
   signal: SIGNAL,
 }
 
@@ -121,14 +120,14 @@ export const EXTRACT_OPTIONS: OptionTable = {
   others: oneOf('save', 'skip'),
   rank: ranged('an integer of at least 1'),
   energy: ranged('a number in (0, 1]'),
-  onProgress: FUNCTION,
+  on: eventsOf('progress'),
   signal: SIGNAL,
 }
 
 export const RESIZE_OPTIONS: OptionTable = {
   rank: ranged('an integer of at least 1'),
   energy: ranged('a number in (0, 1]'),
-  onProgress: FUNCTION,
+  on: eventsOf('progress'),
   signal: SIGNAL,
 }
 
@@ -182,7 +181,7 @@ export const TRAIN_OPTIONS: OptionTable = {
   overwrite: BOOLEAN,
   signal: SIGNAL,
   sample: listOf(NAME),
-  on: OBJECT,
+  on: eventsOf('task', 'stage', 'progress', 'step', 'evaluation', 'sample', 'note', 'warning'),
   epochs: ranged('a finite number above 0'),
   maxSteps: ranged('an integer of at least 1'),
   batchSize: ranged('an integer of at least 1'),
@@ -205,16 +204,5 @@ export const TRAIN_OPTIONS: OptionTable = {
   keep: oneOf('last', 'best'),
   bestMetric: NAME,
   earlyStopping: ranged('an integer of at least 1'),
-}
-
-export const TRAIN_EVENTS: OptionTable = {
-  task: FUNCTION,
-  stage: FUNCTION,
-  progress: FUNCTION,
-  step: FUNCTION,
-  evaluation: FUNCTION,
-  sample: FUNCTION,
-  note: FUNCTION,
-  warning: FUNCTION,
 }
 

@@ -12,7 +12,7 @@ import { spawnNodeWorker } from '../../onnx/runtime/node/worker.js'
 import { hubOptions } from '../hub.js'
 import type { Platform } from '../platform/platform.js'
 import { openExampleFile } from './example-file.js'
-import { watchOnTerminal } from './watch.js'
+import { watchDownloads, watchMerge, watchOnTerminal } from './watch.js'
 
 const WORKERS: Record<EngineKind, URL> = {
   train: new URL('../../train/engine/node/worker.js', import.meta.url),
@@ -60,6 +60,8 @@ export const nodePlatform: Platform = {
     return { endpoint, token, isOffline: hubEnvironment().isOffline }
   },
   watch: watchOnTerminal,
+  watchMerge,
+  watchDownloads,
   // availableMemory respects the limit of a container. It came with Node 20.13.
   freeMemory: () => process.availableMemory?.() ?? freemem(),
   memoryUse,

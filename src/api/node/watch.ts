@@ -1,15 +1,52 @@
-// Prints the progress of a training to standard error, if the program does not listen to events.
+// Shows progress on standard error, if the program does not listen to events. Opening a session shows nothing.
 
+import type { OnDownload } from '../../files/io/hub/directory.js'
+import type { MergeEvents } from '../../merge/settings.js'
 import type { TrainEvents } from '../../train/train-report.js'
 
 const INTERVAL_MS = 1000
+const QUIET_MS = 2000
+const BAR_WIDTH = 30
+
+const isTerminal = () => process.stderr.isTTY === true
+const line = (text: string, isLast = true) => void process.stderr.write(`\r\x1b[2K${text}${isLast ? '\n' : ''}`)
+
+/** Returns a function that draws a bar, once the work has taken 2 s. */
+function bar(what: string): (done: number, total: number) => void {
+  let drawnAt = performance.now() + QUIET_MS - INTERVAL_MS
+  let isDrawn = false
+  return (done, total) => {
+    const now = performance.now()
+    const isLast = done >= total
+    if (isLast ? !isDrawn : now - drawnAt < INTERVAL_MS) return
+    drawnAt = now
+    isDrawn = !isLast
+    const share = total === 0 ? 1 : done / total
+    const filled = '█'.repeat(Math.round(share * BAR_WIDTH)).padEnd(BAR_WIDTH, '░')
+    line(`lowrank: ${what} ${filled} ${Math.floor(100 * share)} % of ${(total / 1e6).toFixed(1)} MB`, isLast)
+  }
+}
+
+export function watchMerge(): MergeEvents | undefined {
+  if (!isTerminal()) return undefined
+  const draw = bar('merging')
+  return { progress: ({ writtenBytes, totalBytes }) => draw(writtenBytes, totalBytes) }
+}
+
+export function watchDownloads(): OnDownload | undefined {
+  if (!isTerminal()) return undefined
+  const bars = new Map<string, ReturnType<typeof bar>>()
+  return ({ name, byteLength, receivedBytes }) => {
+    const draw = bars.get(name) ?? bar(`loading ${name.replaceAll(/\p{Cc}/gu, ' ')}`)
+    bars.set(name, draw)
+    draw(receivedBytes, byteLength)
+  }
+}
 
 /** Returns listeners that print progress, or undefined if standard error is not a terminal. */
 export function watchOnTerminal(): TrainEvents | undefined {
-  const { stderr } = process
-  if (stderr.isTTY !== true) return undefined
+  if (!isTerminal()) return undefined
   let drawnAt = 0
-  const line = (text: string, isLast = true) => void stderr.write(`\r\x1b[2K${text}${isLast ? '\n' : ''}`)
   return {
     stage(stage) {
       if (stage === 'encode') line('lowrank: reading the data …')

@@ -3,8 +3,9 @@
 import type { ByteSource, Directory, Place } from '../../core/base/bytes.js'
 import { ConfigError } from '../../core/base/errors.js'
 import { checkArgument, NAME } from '../../core/base/options.js'
-import type { RemoteOptions } from '../../files/io/hub/directory.js'
+import type { OnDownload, RemoteOptions } from '../../files/io/hub/directory.js'
 import type { OpenJob } from '../../merge/merge.js'
+import type { MergeEvents } from '../../merge/settings.js'
 import type { DecodeImage } from '../../model/images/image.js'
 import type { ExampleFile } from '../../model/text/example-store.js'
 import type { RuntimeHost } from '../../onnx/runtime/host.js'
@@ -21,7 +22,10 @@ export interface Platform {
   hubAccess(): Promise<{ endpoint: string; token: string | undefined; isOffline?: boolean }>
   defaultRuntime(): RuntimeHost
   readonly decodeImage: DecodeImage
+  /** Shows the progress of a training, a merge, or downloads, if standard error is a terminal. */
   watch?(): TrainEvents | undefined
+  watchMerge?(): MergeEvents | undefined
+  watchDownloads?(): OnDownload | undefined
   /** Returns the bytes of free memory, or undefined if the platform does not tell. */
   freeMemory?(): number | undefined
   /** Opens a temporary file for examples. */

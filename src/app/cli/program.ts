@@ -60,7 +60,7 @@ export async function run(args: readonly string[]): Promise<number> {
     return show(await commandHelp(command, usesColor(process.stdout), process.stdout.columns))
   const { values, occurrences } = parseCommand(command, rest)
   spellMessages((message) => inFlags(message, command))
-  configureHub({ onDownload: showDownloads(), onWarning: warn })
+  configureHub({ on: { download: showDownloads(), warning: warn } })
   try {
     await checkEarly(command, values)
     return await command.run(values, { occurrences })

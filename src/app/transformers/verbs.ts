@@ -134,7 +134,7 @@ async function tokenizerOf(transformers: TransformersModule, model: Model): Prom
 
 /** Options of a pipeline: its adapters, and how its model is opened. */
 export interface PipelineOptions
-  extends Pick<LoadModelOptions, 'dtype' | 'onDownload' | 'signal'>,
+  extends Pick<LoadModelOptions, 'dtype' | 'on' | 'signal'>,
     Pick<AdapterSessionOptions, 'modules'> {
   /**
    * The adapters by name: in memory, or any source that `loadAdapter` accepts. Calls choose an adapter by its name.
@@ -211,14 +211,14 @@ async function openOn(
   device: string,
   task: PipelineTask,
   source: Source,
-  { adapters, dtype, threads, modules, onDownload, signal }: PipelineOptions,
+  { adapters, dtype, threads, modules, on, signal }: PipelineOptions,
   module: OrtModule,
 ): Promise<{ shared: SharedSession; model: Model }> {
   const opened: Record<string, LoraAdapter> = {}
   for (const [name, adapter] of Object.entries(adapters ?? {})) {
     opened[name] = await openAdapter(adapter, `adapters.${name}`)
   }
-  return closingOnError(await loadModel(source, { runtime: { module }, dtype, onDownload, signal }), async (model) => {
+  return closingOnError(await loadModel(source, { runtime: { module }, dtype, on, signal }), async (model) => {
     checkGraphs(task, model)
     const config = { dtype: typeof dtype === 'string' && dtype !== 'auto' ? dtype : 'fp32', device }
     return { shared: await openShared(model, { adapters: opened, modules, threads }, config), model }

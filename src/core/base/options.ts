@@ -11,6 +11,8 @@ export interface Kind {
   /** All words that are accepted, if there are only a few. */
   readonly words?: readonly string[]
   readonly isRequired?: boolean
+  /** Of an object: its own options. */
+  readonly inner?: OptionTable
   accepts(value: unknown): boolean
 }
 
@@ -105,6 +107,11 @@ export const NAME = kind('text that is not empty', (value) => typeof value === '
 export const BOOLEAN = kind('true or false', (value) => typeof value === 'boolean')
 export const FUNCTION = kind('a function', (value) => typeof value === 'function')
 export const OBJECT = kind('an object', isObject)
+/** Callbacks by their names. */
+export const eventsOf = (...names: readonly string[]): Kind => ({
+  ...OBJECT,
+  inner: Object.fromEntries(names.map((name) => [name, FUNCTION])),
+})
 export const INTEGER = ranged('a safe integer')
 export const COUNT = ranged('an integer of at least 1')
 export const NUMBERS = listOf(ranged('a finite number'))
@@ -160,11 +167,17 @@ export function checkOptions(options: unknown, of: string, table: OptionTable, e
     })
   }
   const unknown = Object.keys(given).find((name) => !Object.hasOwn(table, name))
-  if (unknown !== undefined) throw unknownOption(unknown, of, names, elsewhere)
+  if (unknown !== undefined) {
+    const inner = names.flatMap((name) => (table[name].inner ? [[name, Object.keys(table[name].inner)] as const] : []))
+    const nested = { ...Object.fromEntries(inner), ...elsewhere.nested }
+    throw unknownOption(unknown, of, names, { ...elsewhere, nested })
+  }
   for (const [name, optionKind] of Object.entries(table)) {
     const value = given[name]
-    if (value !== undefined) checkArgument(value, optionKind, name)
-    else if (optionKind.isRequired) {
+    if (value !== undefined) {
+      checkArgument(value, optionKind, name)
+      if (optionKind.inner !== undefined) checkOptions(value, `${of}’s \`${name}\``, optionKind.inner)
+    } else if (optionKind.isRequired) {
       throw new ConfigError({
         where: name,
         what: `missing: ${of} needs it`,

@@ -11,10 +11,16 @@ export interface ToolProgress {
   name: string
 }
 
+/** Callbacks of a tool. If one throws an error, the tool stops. */
+export interface ToolEvents {
+  /** Called after each layer or tensor. */
+  progress?(progress: ToolProgress): void
+}
+
 /** Options of each tool that takes a while. */
 export interface ToolRun {
-  /** Called after each layer or tensor. */
-  onProgress?: ((progress: ToolProgress) => void) | undefined
+  /** Callbacks. Default: none. */
+  on?: ToolEvents | undefined
   /** Stops the run. Then the signal's reason is thrown, and nothing is written. */
   signal?: SignalLike | undefined
 }
@@ -34,7 +40,7 @@ export class Steps {
   /** Call this after each step. Throws the signal's reason if it was aborted. */
   async next(name: string): Promise<void> {
     this.#done++
-    this.run.onProgress?.({ done: this.#done, total: this.total, name })
+    this.run.on?.progress?.({ done: this.#done, total: this.total, name })
     if (Date.now() - this.#lastTurn >= TURN_MS) {
       await new Promise((resolve) => setTimeout(resolve, 0))
       this.#lastTurn = Date.now()

@@ -5,11 +5,11 @@ import { saveAdapter } from '../../lora/peft/adapter-folder.js'
 import type { ExchangeFormat } from './exchange-format.js'
 
 export const PEFT: ExchangeFormat = {
-  async write(adapter, { directory }, { dtype, signal, onProgress }) {
+  async write(adapter, { directory }, { dtype, signal, on }) {
     const whole = await adapter.load()
     if (signal?.aborted) throw signal.reason
     await saveAdapter(whole, directory, dtype === 'keep' || dtype === 'q8_0' ? {} : { dtype })
-    await new Steps(1, { signal, onProgress }).next('adapter_model.safetensors')
+    await new Steps(1, { signal, on }).next('adapter_model.safetensors')
     return { layers: whole.size }
   },
 }

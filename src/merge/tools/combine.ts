@@ -41,7 +41,7 @@ interface Opened {
 
 export async function combineAdapters(
   inputs: readonly { readonly adapter: LoraAdapter | Directory; readonly weight: number }[],
-  { onProgress, signal, ...settings }: CombineSettings,
+  { on, signal, ...settings }: CombineSettings,
 ): Promise<CombineResult> {
   const way = combineWay(settings)
   const opened: Opened[] = []
@@ -54,7 +54,7 @@ export async function combineAdapters(
     }
     opened.forEach(checkParts)
     const names = [...new Set(opened.flatMap(({ parts }) => [...parts.keys()]))]
-    const steps = new Steps(names.length, { onProgress, signal })
+    const steps = new Steps(names.length, { on, signal })
     const layers: NewLayer[] = []
     const reports: RankReport[] = []
     const values: PartValues[] = []

@@ -101,12 +101,12 @@ interface Job extends ExtractSettings {
 }
 
 async function extractFrom(base: Checkpoint, tuned: Checkpoint, job: Job): Promise<ExtractResult> {
-  const { embeddings = 'lora', others = 'save', onProgress, signal, config } = job
+  const { embeddings = 'lora', others = 'save', on, signal, config } = job
   checkRelated(base, tuned)
   const result = { layers: [] as ExtractedLayer[], saved: [] as string[], skipped: [] as string[] }
   const layers: NewLayer[] = []
   const replacements: NewTensor[] = []
-  const steps = new Steps(tuned.tensors.size, { onProgress, signal })
+  const steps = new Steps(tuned.tensors.size, { on, signal })
   const keep = async (located: Located, isKept: boolean, key?: string) => {
     const { name, dtype, shape, offset, byteLength } = located.tensor.info
     ;(isKept ? result.saved : result.skipped).push(name)

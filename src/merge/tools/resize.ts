@@ -56,11 +56,11 @@ export interface ResizeResult {
 
 export async function resizeAdapter(
   source: LoraAdapter | Directory,
-  { onProgress, signal, ...choice }: RankChoice & ToolRun,
+  { on, signal, ...choice }: RankChoice & ToolRun,
 ): Promise<ResizeResult> {
   return closing(await openForUse(source, 'another rank'), async (opened) => {
     const parts = opened.parts()
-    const steps = new Steps(parts.length, { onProgress, signal })
+    const steps = new Steps(parts.length, { on, signal })
     const layers: NewLayer[] = []
     const reports: RankReport[] = []
     const values: PartValues[] = []

@@ -1,6 +1,6 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import { type OptionTable, anyOf, needed, OBJECT, NAME, listOf, FUNCTION, ranged, BOOLEAN, oneOf } from '../../core/base/options.js'
+import { type OptionTable, anyOf, needed, OBJECT, NAME, listOf, FUNCTION, ranged, BOOLEAN, eventsOf, oneOf } from '../../core/base/options.js'
 import { MODEL, SOURCE, NAMED_ADAPTERS } from '../../model/source-values.js'
 import { API_KEYS } from '../keys.js'
 
@@ -22,8 +22,7 @@ export const HANDLER_OPTIONS: OptionTable = {
   maxBodyBytes: ranged('an integer of at least 1'),
   timeoutSeconds: ranged('an integer of at least 1'),
   page: BOOLEAN,
-  onRequest: FUNCTION,
-  onError: FUNCTION,
+  on: eventsOf('request', 'error'),
 }
 
 export const TRAINING_OPTIONS: OptionTable = {

@@ -2,7 +2,7 @@
 
 import { ConfigError, counted, DataError, UnsupportedError } from '../../core/base/errors.js'
 import { checkOptions, toJson } from '../../core/base/options.js'
-import { Steps, type ToolRun } from '../../core/base/progress.js'
+import { Steps, type ToolEvents, type ToolRun } from '../../core/base/progress.js'
 import { Random } from '../../core/base/random.js'
 import { readRows } from '../../files/data/read-rows.js'
 import { LoraAdapter } from '../../lora/adapter.js'
@@ -27,6 +27,12 @@ import { defaultTask } from '../tasks/task-of-row.js'
 import { loadTask, taskOfType } from '../tasks/tasks.js'
 import { checkJudge, countTexts, type JudgeSettings, judge, type TextCounts, textMetrics } from './answers.js'
 import { bootstrap, type Interval, type Statistic } from './bootstrap.js'
+
+/** Callbacks of an evaluation. If one throws an error, the evaluation stops. */
+export interface EvaluateEvents extends ToolEvents {
+  /** Called once for each warning, such as records that were left out. */
+  warning?(message: string): void
+}
 
 /** Settings of an evaluation. The settings of data and task are the same as in training. */
 export interface EvaluateSettings
@@ -81,8 +87,8 @@ export interface EvaluateSettings
    * @default 10
    */
   readonly differing?: number | undefined
-  /** Called once for each warning, such as records that were left out. Default: console.warn. */
-  readonly onWarning?: ((message: string) => void) | undefined
+  /** Callbacks. Default: warnings go to console.warn. `{}` is silent. */
+  readonly on?: EvaluateEvents | undefined
 }
 
 /** The difference of a metric between two models. */
@@ -172,7 +178,8 @@ async function evaluateOpened(
   const recorded = new Set(Object.values(adapters).flatMap(({ chatTemplate }) => chatTemplate ?? []))
   const chatTemplate = asked.chatTemplate ?? (recorded.size === 1 ? [...recorded][0] : undefined)
   const options = { ...asked, chatTemplate, ...(judging !== undefined && { generate: true }) }
-  const { resamples = 1000, seed = 42, differing = 10, onWarning = console.warn } = options
+  const { resamples = 1000, seed = 42, differing = 10, on = { warning: console.warn } } = options
+  const onWarning = (message: string) => on.warning?.(message)
   const { device, threads, memory, batchSize } = options
   const settings = resolveSettings({ device, threads, memory, batchSize })
   const model = await joinGraphs(given)

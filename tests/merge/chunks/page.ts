@@ -69,8 +69,10 @@ async function run(): Promise<PageResult> {
   const merged = await folderOf('merged')
   let progress: MergeProgress = { writtenBytes: 0, totalBytes: 0 }
   const { changed } = await mergeCheckpoint(base, adapter, new HandleDirectory(merged), {
-    onProgress: (now) => {
-      progress = now
+    on: {
+      progress: (now) => {
+        progress = now
+      },
     },
   })
 
@@ -96,8 +98,10 @@ async function run(): Promise<PageResult> {
   const stoppedBy = await errorOf(
     mergeCheckpoint(base, adapter, new HandleDirectory(stopped), {
       signal: controller.signal,
-      onProgress: ({ writtenBytes }) => {
-        if (writtenBytes > 1 << 20) controller.abort()
+      on: {
+        progress: ({ writtenBytes }) => {
+          if (writtenBytes > 1 << 20) controller.abort()
+        },
       },
     }),
   )

@@ -79,17 +79,23 @@ describe('convertAdapter', () => {
   it.each(['gguf', 'mlx', 'peft'] as const)('tells how far it is, and leaves nothing when stopped: %s', async (to) => {
     const source = goldenPath('gguf', 'llama')
     const seen: string[] = []
-    const onProgress = ({ done, total, name }: { done: number; total: number; name: string }) => {
+    const progress = ({ done, total, name }: { done: number; total: number; name: string }) => {
       seen.push(`${done}/${total} ${name}`)
     }
-    await convertAdapter(source, { to, base: source, out: new MemoryDirectory(), onProgress })
+    await convertAdapter(source, { to, base: source, out: new MemoryDirectory(), on: { progress } })
     const total = { gguf: 30, mlx: 15, peft: 1 }[to]
     expect(seen).toHaveLength(total)
     expect(seen.at(-1)).toMatch(new RegExp(`^${total}/${total} \\S+`))
     const stop = new AbortController()
     const out = new MemoryDirectory()
     if (to === 'peft') stop.abort()
-    const run = convertAdapter(source, { to, base: source, out, signal: stop.signal, onProgress: () => stop.abort() })
+    const run = convertAdapter(source, {
+      to,
+      base: source,
+      out,
+      signal: stop.signal,
+      on: { progress: () => stop.abort() },
+    })
     await expect(run).rejects.toThrow(/abort/)
     expect(out.files.size).toBe(0)
   })

@@ -166,9 +166,11 @@ describe('combine', () => {
     const run = combine({
       adapters: inputs(),
       signal: stop.signal,
-      onProgress: ({ done }) => {
-        seen.push(done)
-        stop.abort()
+      on: {
+        progress: ({ done }) => {
+          seen.push(done)
+          stop.abort()
+        },
       },
     })
     await expect(run).rejects.toThrow(/abort/)

@@ -240,9 +240,11 @@ describe('extract', () => {
       fineTuned: await checkpoint(changed),
       rank: 2,
       signal: stop.signal,
-      onProgress: ({ done, total }) => {
-        expect(total).toBe(8)
-        if (seen.push(done) === 3) stop.abort()
+      on: {
+        progress: ({ done, total }) => {
+          expect(total).toBe(8)
+          if (seen.push(done) === 3) stop.abort()
+        },
       },
     })
     await expect(run).rejects.toThrow(/abort/)

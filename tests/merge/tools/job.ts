@@ -42,25 +42,27 @@ export async function runJob(files: JobFiles): Promise<JobResult> {
   )
   const numbers: Record<string, number> = {}
   const progress: string[] = []
-  const onProgress = ({ done, total }: { done: number; total: number }) => void progress.push(`${done}/${total}`)
+  const on = {
+    progress: ({ done, total }: { done: number; total: number }) => void progress.push(`${done}/${total}`),
+  }
   for (const combinationType of ['exact', 'linear'] as const) {
     const adapters = [{ adapter: first, weight: 0.5 }, second]
-    const { adapter, error } = await combine({ adapters, combinationType, onProgress })
+    const { adapter, error } = await combine({ adapters, combinationType, on })
     numbers[combinationType] = sumOf(adapter)
     numbers[`${combinationType} error`] = error
   }
-  const smaller = await resize(first, { rank: 1, onProgress })
+  const smaller = await resize(first, { rank: 1, on })
   numbers['resize error'] = smaller.error
   const tuned = new MemoryDirectory({}, 'tuned')
   await merge({ base: model, adapters: first, out: tuned })
-  const extracted = await extract({ base: model, fineTuned: tuned, energy: 0.999, onProgress })
+  const extracted = await extract({ base: model, fineTuned: tuned, energy: 0.999, on })
   numbers.extract = sumOf(extracted.adapter)
-  const compared = await diff(first, second, { onProgress })
+  const compared = await diff(first, second, { on })
   numbers.diff = compared.relativeChange
   const written: Record<string, number[]> = {}
   for (const to of ['gguf', 'mlx'] as const) {
     const [out, back] = [new MemoryDirectory({}, to), new MemoryDirectory({}, 'peft')]
-    await convertAdapter(llama, { to, base: llama, out, outDtype: 'fp16', onProgress })
+    await convertAdapter(llama, { to, base: llama, out, outDtype: 'fp16', on })
     for (const [name, bytes] of out.files) written[`${to}/${name}`] = [...bytes]
     if (to !== 'mlx') continue
     await convertAdapter(out, { to: 'peft', out: back })

@@ -94,9 +94,9 @@ afterAll(async () => {
 })
 
 function opened(folder: string): Promise<Handler> {
-  const onError = (error: unknown) => void log.push(String(error))
+  const error = (error: unknown) => void log.push(String(error))
   const apiKeys = [{ key: 'secret', isAdmin: true }]
-  return createHandler({ model, training: trainingIn(folder), apiKeys, hosts: ['localhost'], onError })
+  return createHandler({ model, training: trainingIn(folder), apiKeys, hosts: ['localhost'], on: { error } })
 }
 
 async function ask(handler: Handler, method: string, path: string, body?: object): Promise<string> {

@@ -19,7 +19,7 @@ afterAll(async () => {
   await encoder.close()
 })
 
-const silent = { onWarning: () => {}, threads: 1, resamples: 50 }
+const silent = { on: {}, threads: 1, resamples: 50 }
 
 /** Trains for a few steps, and returns the adapter and the run's evaluation. */
 async function trained(options: Pick<TrainInput, 'model' | 'data' | 'evalData' | 'task' | 'chatTemplate'>) {
@@ -78,7 +78,7 @@ describe('evaluation', () => {
     const run = await trained({ model: encoder, data: rows, evalData: rows, task: 'text-classification' })
     const warnings: string[] = []
     const report = await evaluateAdapters(encoder, { own: run.adapter, twin: run.adapter }, rows.slice(0, 12), {
-      ...{ ...silent, maxLength: 24, onWarning: (message: string) => void warnings.push(message) },
+      ...{ ...silent, maxLength: 24, on: { warning: (message: string) => void warnings.push(message) } },
     })
     expect(report.task).toBe('text-classification')
     expect(report.models.map(({ name }) => name)).toEqual(['own', 'twin'])

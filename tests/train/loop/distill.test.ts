@@ -163,7 +163,7 @@ describe('a run', () => {
 
   it('learns from a server, whose probabilities are those of a model at hand', async () => {
     const model = await open('models/union-3m')
-    const handler = await createHandler({ model, servedModelName: 'teacher', onError: () => {} })
+    const handler = await createHandler({ model, servedModelName: 'teacher', on: {} })
     const { url, close } = await listen(handler, { port: 0 })
     const taskOptions = { maxCompletionLength: 6, teacherModel: 'teacher' }
     const { report } = await train({

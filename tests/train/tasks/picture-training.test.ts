@@ -109,7 +109,7 @@ describe('a run', () => {
     })
     expect(answer.text.trim()).not.toBe('')
     await session.dispose()
-    const options = { generate: true, maxNewTokens: 3, decodeImage, onWarning: () => {} }
+    const options = { generate: true, maxNewTokens: 3, decodeImage, on: {} }
     const { models } = await evaluateAdapters(model, { own: adapter }, files, options)
     expect(models[1].metrics.loss.value).toBeCloseTo(report.evalLoss!.after, 4)
   })

@@ -15,10 +15,10 @@ export const ADAPTER_OUTPUT = {
 
 /** Runs `work`, whose steps are counted on a progress line. If a signal ends it, says so and returns undefined. */
 export async function withProgress<T>(
-  work: (run: { signal: AbortSignal; onProgress: (progress: ToolProgress) => void }) => Promise<T>,
+  work: (run: { signal: AbortSignal; on: { progress(progress: ToolProgress): void } }) => Promise<T>,
 ): Promise<T | undefined> {
   return stoppable('Stopping. Nothing is written.', (signal, progress) => {
-    return work({ signal, onProgress: ({ done, total, name }) => progress.update(done, total, `  ${name}`) })
+    return work({ signal, on: { progress: ({ done, total, name }) => progress.update(done, total, `  ${name}`) } })
   })
 }
 

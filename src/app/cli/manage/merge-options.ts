@@ -37,13 +37,13 @@ function outcome(report: MergeReport): string {
 
 export async function runMerge<R extends MergeReport>(
   json: boolean,
-  work: (run: { signal: AbortSignal; onProgress: (progress: MergeProgress) => void }) => Promise<R>,
+  work: (run: { signal: AbortSignal; on: { progress(progress: MergeProgress): void } }) => Promise<R>,
   show: (report: R) => void = () => {},
 ): Promise<number> {
   const report = await stoppable('Stopping. --out does not change.', (signal, progress) => {
     return work({
       signal,
-      onProgress: ({ writtenBytes, totalBytes }) => progress.updateBytes(writtenBytes, totalBytes),
+      on: { progress: ({ writtenBytes, totalBytes }) => progress.updateBytes(writtenBytes, totalBytes) },
     })
   })
   if (report === undefined) return EXIT_INTERRUPTED

@@ -65,10 +65,12 @@ export const evaluate = defineCommand({
         adapters: adaptersOf(weighted, mix),
         task: options.task as Parameters<typeof node.evaluate>[0]['task'],
         chatTemplate: await readChatTemplate(chatTemplate),
-        onProgress: ({ done, total, name }) => progress.update(done, total, `  ${name}`),
-        onWarning(message) {
-          progress.clear()
-          warn(message)
+        on: {
+          progress: ({ done, total, name }) => progress.update(done, total, `  ${name}`),
+          warning(message) {
+            progress.clear()
+            warn(message)
+          },
         },
         signal,
       }),

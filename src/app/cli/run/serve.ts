@@ -148,7 +148,7 @@ export const serve: Command = defineCommand({
           ...picked(values, OF_SESSION),
           accuracyLevel: level === undefined ? undefined : (Number(level) as 0 | 4),
           maxBatch: values.maxRunning,
-          onWarning: warn,
+          on: { warning: warn },
           allow: (resolveAdapter ?? training) && kinds,
         },
         ...(servedModelName.length > 0 && { servedModelName }),
@@ -156,8 +156,12 @@ export const serve: Command = defineCommand({
         apiKeys: apiKeys.length > 0 ? apiKeys : undefined,
         origins: origin,
         page: !noPage,
-        onRequest: log === 'off' ? undefined : (entry) => print(log === 'json' ? JSON.stringify(entry) : lineOf(entry)),
-        onError: (error) => warn(error instanceof Error ? (error.stack ?? error.message) : String(error)),
+        on: {
+          ...(log !== 'off' && {
+            request: (entry: RequestEntry) => print(log === 'json' ? JSON.stringify(entry) : lineOf(entry)),
+          }),
+          error: (error) => warn(error instanceof Error ? (error.stack ?? error.message) : String(error)),
+        },
       }),
     )
     // Whoever waits for the port hears of a failure below.

@@ -52,7 +52,7 @@ export async function withSession(
       allowMissing,
       device,
       threads,
-      onWarning: warn,
+      on: { warning: warn },
     })
     try {
       const exitCode = await interruptible('Stopping.', async (interrupt) => {

@@ -1,6 +1,6 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import { type OptionTable, NAME, ranged, OBJECT, anyOf, oneOf, SIGNAL, FUNCTION } from '../../../core/base/options.js'
+import { type OptionTable, NAME, ranged, OBJECT, anyOf, oneOf, SIGNAL, eventsOf } from '../../../core/base/options.js'
 import { NAMED_ADAPTERS } from '../../../model/source-values.js'
 
 export const PIPELINE_OPTIONS: OptionTable = {
@@ -10,7 +10,7 @@ export const PIPELINE_OPTIONS: OptionTable = {
   transformers: OBJECT,
   dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
   signal: SIGNAL,
-  onDownload: FUNCTION,
+  on: eventsOf('download'),
   modules: OBJECT,
 }
 

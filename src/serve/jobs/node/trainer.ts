@@ -218,7 +218,7 @@ async function judge({ metric, before }: { metric: string; before?: string }): P
     },
     adapters: { ...(before !== undefined && { before }), after: run },
     ...(before !== undefined && { against: 'before' }),
-    onWarning: () => {},
+    on: {},
   })
   const differences = models.find(({ name }) => name === 'after')!.differences!
   if (!Object.hasOwn(differences, metric)) {
