@@ -4,7 +4,7 @@
 import { execFileSync } from 'node:child_process'
 import { join } from 'node:path'
 import { expect, it } from 'vitest'
-import { root, textOf } from './project.js'
+import { filesIn, root, textOf } from './project.js'
 
 it('has tables of options that are what the types say', { timeout: 120_000 }, () => {
   const script = join(root, 'scripts/generate/options.mjs')
@@ -17,4 +17,12 @@ it.each([
 ])('has a %s', async (_, name) => {
   const { default: made } = await import(join(root, 'scripts/generate', `${name}.mjs`))
   for (const [path, text] of Object.entries(await made())) expect(textOf(path)).toBe(text)
+})
+
+it('has callbacks in `on` alone, in all options', () => {
+  const tables = filesIn('src', ['.ts']).filter((file) => /gen\/[\w-]*options\.ts$/.test(file))
+  expect(tables.length).toBeGreaterThan(5)
+  const names = tables.flatMap((file) => [...textOf(file).matchAll(/^ {2}(on[A-Z]\w*):/gm)].map(([, name]) => name))
+  // It is no event: its answer is the next turn.
+  expect(names).toEqual(['onTurn'])
 })

@@ -213,10 +213,12 @@ export function unknownOption(
   const meant = meantBy(name, [...names, ...inner.keys()])
   const known = `There ${names.length === 1 ? 'is' : 'are'} ${names.join(', ') || 'none'}`
   const hint = meant === undefined ? known : `Did you mean ${names.includes(meant) ? meant : inner.get(meant)}?`
+  const event = /^on[A-Z]/.test(name) ? name[2].toLowerCase() + name.slice(3) : ''
+  const callback = nested.on?.includes(event) ? `Callbacks are in one option: on: { ${event} }` : undefined
   return new ConfigError({
     where: name,
     what: `${of} has no such option`,
-    hint: elsewhere[name] ?? adviceOn(name, names) ?? hint,
+    hint: callback ?? elsewhere[name] ?? adviceOn(name, names) ?? hint,
   })
 }
 

@@ -46,11 +46,6 @@ repeat_penalty | repetitionPenalty
 max_loras | maxAdapters
 max_num_seqs | maxRunning
 gpu | webgpu
-onWarning | on | the callbacks of a call are in one option: on: { warning(message) {} }
-onProgress | on | the callbacks of a call are in one option: on: { progress(event) {} }
-onDownload | on | the callbacks of a call are in one option: on: { download(event) {} }
-onRequest | on | the callbacks of a call are in one option: on: { request(entry) {} }
-onError | on | the callbacks of a call are in one option: on: { error(error) {} }
 finetune lora | lowrank train
 eval perplexity | lowrank evaluate
 upload | lowrank push

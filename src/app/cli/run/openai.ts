@@ -34,7 +34,7 @@ export const openaiExport = defineCommand({
     const manifest = await interruptible('Stopping. Run the same command again to go on.', (signal) =>
       node.exportAll({
         ...{ out: dir, provider: node[provider], signal },
-        onProgress: (done, total, path) => progress.update(done, total, `  ${path}`),
+        on: { progress: ({ done, total, name }) => progress.update(done, total, `  ${name}`) },
       }),
     ).finally(() => progress.end())
     if (manifest === undefined) return EXIT_INTERRUPTED
@@ -79,7 +79,7 @@ export const openaiRecord = defineCommand({
     const report = await interruptible('Stopping. Run the same command again to go on.', (signal) =>
       node.recordAnswers({
         ...{ dir, budget, provider: node[provider], prices, maxTokens, batch, names, signal },
-        onProgress: (done, total, spent) => progress.update(done, total, `  $${spent.toFixed(2)}`),
+        on: { progress: ({ done, total, spent }) => progress.update(done, total, `  $${spent.toFixed(2)}`) },
       }),
     ).finally(() => progress.end())
     if (report === undefined) return EXIT_INTERRUPTED
@@ -122,9 +122,11 @@ export const openaiMove = defineCommand({
         ...options,
         ...{ dir, provider: node[provider], chatTemplate: template, dollarsPerHour: machine, signal },
         ...(base.length > 0 && { bases: base }),
-        onStep: ({ step, totalSteps, loss }, job) =>
-          progress.update(step, totalSteps, `  ${job}, loss ${loss.toFixed(3)}`),
-        onProgress: (done, total, job) => progress.update(done, total, `  answers for ${job}`),
+        on: {
+          step: ({ step, totalSteps, loss }, job) =>
+            progress.update(step, totalSteps, `  ${job}, loss ${loss.toFixed(3)}`),
+          progress: ({ done, total, name }) => progress.update(done, total, `  answers for ${name}`),
+        },
       }),
     ).finally(() => progress.end())
     if (jobs === undefined) return EXIT_INTERRUPTED

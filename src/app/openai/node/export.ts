@@ -3,6 +3,7 @@
 import { createHash } from 'node:crypto'
 import { closingOnError } from '../../../core/base/bytes.js'
 import { isObject } from '../../../core/base/options.js'
+import type { ToolProgress } from '../../../core/base/progress.js'
 import { ask, inPool, Refusal } from '../client.js'
 import { exportPage, type FileEntry, type Missing, meaningOf, type Seen } from '../manifest.js'
 import { type Fetch, placeOf, planExport } from '../plan.js'
@@ -16,7 +17,7 @@ export interface ExportOptions {
   /** Where the key and the address are. Default: the process's environment. */
   readonly environment?: Environment | undefined
   readonly signal?: AbortSignal | undefined
-  onProgress?(done: number, total: number, path: string): void
+  readonly on?: { progress?(event: ToolProgress): void } | undefined
 }
 
 const PAGE = 100
@@ -28,7 +29,7 @@ const PAGE = 100
  *
  * @throws ConfigError without a key; FileError for a folder that is not one of an export, or that is in use
  */
-export async function exportAll({ out, provider, environment = process.env, signal, onProgress }: ExportOptions) {
+export async function exportAll({ out, provider, environment = process.env, signal, on }: ExportOptions) {
   const connection = provider.connect(environment)
   const folder = await Folder.take(out, provider.name)
   try {
@@ -43,7 +44,7 @@ export async function exportAll({ out, provider, environment = process.env, sign
         tried.add(fetch.to)
         if (fetch.kind === 'file') await run.file(fetch)
         else lists.set(fetch.to, await run.list(fetch, lists.get(fetch.to) ?? []))
-        onProgress?.(++done, tried.size, fetch.path)
+        on?.progress?.({ done: ++done, total: tried.size, name: fetch.path })
       })
     }
     const counts = provider.routes.map((route) => {

@@ -3,7 +3,7 @@
 import { existsSync } from 'node:fs'
 import { appendFile } from 'node:fs/promises'
 import { freemem } from 'node:os'
-import type { GraderModel, StepEvent } from '../../../api/index.js'
+import type { GraderModel, StepEvent, ToolProgress } from '../../../api/index.js'
 import { train } from '../../../api/node.js'
 import { LowrankError, messageOf } from '../../../core/base/errors.js'
 import { createHandler } from '../../../serve/node/entry.js'
@@ -47,8 +47,8 @@ export interface MoveOptions {
   readonly dollarsPerHour?: number | undefined
   readonly threads?: number | undefined
   readonly signal?: AbortSignal | undefined
-  onStep?(event: StepEvent, job: string): void
-  onProgress?(done: number, total: number, job: string): void
+  /** Callbacks: steps of a job's training, and old answers compared with new ones, each with the job's id. */
+  readonly on?: { step?(event: StepEvent, job: string): void; progress?(event: ToolProgress): void } | undefined
 }
 
 export interface MovedJob extends Moved {
@@ -157,7 +157,7 @@ class Mover {
       ...(job.seed !== undefined && { config: { seed: job.seed } }),
       ...(planned.task === 'grpo' && { rewards: [job.grader] as never, graderModels }),
       ...(planned.task !== 'grpo' && this.from.heldOut.length > 0 && { evalData: await this.#evaluationRows() }),
-      on: { step: (event: StepEvent) => this.options.onStep?.(event, id) },
+      on: { step: (event: StepEvent) => this.options.on?.step?.(event, id) },
     }
     try {
       // A run that was stopped goes on; one that cannot begins again.
@@ -220,7 +220,7 @@ class Mover {
       (['base', 'new'] as const).filter((name) => !ours.has(`${name} ${key}`)).map((name) => ({ prompt, key, name })),
     )
     if (left.length > 0) {
-      const { chatTemplate, threads, maxTokens = 512, onProgress } = this.options
+      const { chatTemplate, threads, maxTokens = 512, on } = this.options
       const session = threads === undefined ? undefined : { threads }
       const adapters = { [model]: this.folder.at(adapter) }
       const handler = await createHandler({
@@ -245,7 +245,7 @@ class Mover {
             ours.set(`${name} ${key}`, answer)
             await this.folder.append(cache, { key, name, ...answer })
           }
-          onProgress?.(++done, left.length, this.from.job.id)
+          on?.progress?.({ done: ++done, total: left.length, name: this.from.job.id })
         })
       } finally {
         await handler.close()

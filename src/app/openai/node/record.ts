@@ -29,7 +29,7 @@ export interface RecordOptions {
   readonly names?: Readonly<Record<string, string>> | undefined
   readonly environment?: Environment | undefined
   readonly signal?: AbortSignal | undefined
-  onProgress?(done: number, total: number, spent: number): void
+  readonly on?: { progress?(event: { done: number; total: number; spent: number }): void } | undefined
 }
 
 export interface RecordReport {
@@ -166,7 +166,7 @@ class Recorder {
       if (this.#isSpent || isGone() || lost >= MOST_LOST)
         return this.note(isGone() ? 'the model is gone' : this.#isSpent ? 'the budget is spent' : 'no answers came', 1)
       lost = (await this.#send(model, sent, price)) ? 0 : lost + 1
-      this.options.onProgress?.(++this.#done, this.#total, this.ledger.spent)
+      this.options.on?.progress?.({ done: ++this.#done, total: this.#total, spent: this.ledger.spent })
     }
     // The first request finds out whether the model is there, and whether it gives log-probabilities.
     const [first, ...others] = left

@@ -1,0 +1,80 @@
+// What a program that passes no `on` shows in a terminal: bars of work that takes over 2 s, and nothing with `on: {}`.
+
+import { afterEach, beforeEach, expect, test, vi } from 'vitest'
+import { watchDownloads, watchMerge, watchOnTerminal } from '../../../src/api/node/watch.js'
+import { MemoryDirectory, merge, openSession } from '../../../src/api/node.js'
+import { oneThread, openModel } from '../../run/models.js'
+
+let shown = ''
+let now = 0
+const wasTerminal = process.stderr.isTTY
+
+beforeEach(() => {
+  shown = ''
+  now = 0
+  process.stderr.isTTY = true
+  vi.spyOn(performance, 'now').mockImplementation(() => now)
+  vi.spyOn(process.stderr, 'write').mockImplementation((text) => {
+    shown += text
+    return true
+  })
+})
+
+afterEach(() => {
+  vi.restoreAllMocks()
+  process.stderr.isTTY = wasTerminal
+})
+
+const written = (writtenBytes: number) => ({ writtenBytes, totalBytes: 4e6 })
+
+test('a merge of over 2 s has a bar that ends full, a shorter one none', () => {
+  const short = watchMerge()!
+  now = 1900
+  short.progress!(written(2e6))
+  short.progress!(written(4e6))
+  expect(shown).toBe('')
+  const long = watchMerge()!
+  now += 2100
+  long.progress!(written(1e6))
+  expect(shown).toMatch(/merging █{8}░{22} 25 % of 4\.0 MB$/)
+  now += 500
+  long.progress!(written(2e6))
+  expect(shown).not.toMatch(/50 %/)
+  long.progress!(written(4e6))
+  expect(shown).toMatch(/100 % of 4\.0 MB\n$/)
+})
+
+test('each file that downloads for over 2 s has its bar', () => {
+  const download = watchDownloads()!
+  const tell = (name: string, receivedBytes: number) => download({ name, byteLength: 1e6, receivedBytes })
+  tell('a\x1b.onnx', 0)
+  now = 1000
+  tell('small.json', 0)
+  tell('small.json', 1e6)
+  now = 2500
+  tell('a\x1b.onnx', 5e5)
+  expect(shown).toMatch(/loading a \.onnx █{15}░{15} 50 % of 1\.0 MB$/)
+  expect(shown).not.toMatch(/small/)
+})
+
+test('without a terminal nothing is shown', () => {
+  process.stderr.isTTY = false
+  expect([watchMerge(), watchDownloads(), watchOnTerminal()]).toEqual([undefined, undefined, undefined])
+})
+
+test('merge draws its bar if `on` is left out, and `on: {}` is silent', async () => {
+  vi.mocked(performance.now).mockImplementation(() => (now += 3000))
+  const job = { base: 'models/union-3m', adapters: 'tests/golden/peft/f32' }
+  await merge({ ...job, on: {}, out: new MemoryDirectory() })
+  expect(shown).toBe('')
+  await merge({ ...job, out: new MemoryDirectory() })
+  expect(shown).toMatch(/merging .* 100 % of/)
+})
+
+test('opening a session shows nothing', async () => {
+  vi.mocked(performance.now).mockImplementation(() => (now += 3000))
+  const model = await openModel('models/union-3m')
+  const session = await openSession({ ...model, runtime: { module: oneThread } } as typeof model, { threads: 1 })
+  await session.dispose()
+  expect(shown).toBe('')
+})
