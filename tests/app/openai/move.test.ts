@@ -37,7 +37,7 @@ describe('lowrank openai move', () => {
     const move = () =>
       moveJobs({
         ...{ dir, provider: openai, bases: ['models/union-3m'], chatTemplate, maxTokens: 12 },
-        onStep: ({ step }) => steps.push(step),
+        on: { step: ({ step }) => steps.push(step) },
       })
     const [job] = await move()
     expect(job).toMatchObject({ job: 'ftjob-1', model: OLD_MODEL, base: 'models/union-3m' })
