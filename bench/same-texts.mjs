@@ -144,7 +144,7 @@ async function call(session, prompt, { abortAt, ...given }) {
     if (pieces.length === abortAt) controller.abort(new Error('enough'))
   }
   try {
-    const results = await session.generate(prompt, { ...given, onText, signal: controller.signal })
+    const results = await session.generate(prompt, { ...given, on: { text: onText }, signal: controller.signal })
     return { pieces, results: [results].flat().map(({ seconds: _, ...facts }) => facts) }
   } catch (error) {
     return { pieces, error: `${error.name}: ${error.message}` }

@@ -139,7 +139,7 @@ async function measure(folder) {
         at = now
         isFirst = false
       }
-      return session.generate(promptOf(lengths[i], i), { ...call, onText })
+      return session.generate(promptOf(lengths[i], i), { ...call, on: { text: onText } })
     }
     const together = () => Promise.all(lengths.map((_, i) => pause(i * 50).then(() => write(i, true))))
     await compare('spread', lengths.length, together, write)

@@ -106,6 +106,7 @@ export type {
   ClassifyOptions,
   EmbedOptions,
   Entity,
+  GenerateEvents,
   GenerateOptions,
   GenerateResult,
   Prompt,

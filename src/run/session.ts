@@ -190,11 +190,17 @@ export interface GenerateOptions extends StreamOptions {
    * @default 8
    */
   batchSize?: number | undefined
+  /** Callbacks. Default: none. */
+  on?: GenerateEvents | undefined
+}
+
+/** Callbacks of {@link AdapterSession.generate}. If one throws an error, the generation stops. */
+export interface GenerateEvents {
   /**
    * Called with each piece of text as soon as it is final, with the index of its prompt, and if `logprobs` is set with
    * the scores of the tokens since the last piece. All pieces of a prompt together are the text of its result.
    */
-  onText?: ((piece: string, index: number, scores: readonly TokenScore[]) => void) | undefined
+  text?(piece: string, index: number, scores: readonly TokenScore[]): void
 }
 
 /** A token and how likely it was. */
@@ -420,7 +426,7 @@ export interface AdapterSession {
    *   for a chat without a usable template, UnsupportedError when the graph is not a causal language model, reads no
    *   pictures, or cannot run a different adapter for each row, FileError when the model's folder has no
    *   embed_tokens.onnx, decoder, vision_encoder.onnx or preprocessor_config.json and needs it, NumericError when the
-   *   logits are not finite, StateError when the session is disposed; what the signal and `onText` throw
+   *   logits are not finite, StateError when the session is disposed; what the signal and `on.text` throw
    *
    * @example
    * const session = await openSession('models/union-3m')

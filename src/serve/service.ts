@@ -384,14 +384,16 @@ export class Service {
             ...options,
             images: images && (all.map(() => images) as never),
             ...{ adapter, cacheScope: call.caller.key, signal },
-            onText: (...piece) => {
-              const now = performance.now()
-              const { first, between } = this.#metrics
-              if (lastAt === undefined) first.add((now - startedAt) / 1000)
-              else between.add((now - lastAt) / 1000)
-              entry.firstTokenMs ??= now - startedAt
-              lastAt = now
-              onText(...piece)
+            on: {
+              text: (...piece) => {
+                const now = performance.now()
+                const { first, between } = this.#metrics
+                if (lastAt === undefined) first.add((now - startedAt) / 1000)
+                else between.add((now - lastAt) / 1000)
+                entry.firstTokenMs ??= now - startedAt
+                lastAt = now
+                onText(...piece)
+              },
             },
           })
         const done = await write(this.session, given, { fields, adapter, model: this.#modelOf(call), events, generate })

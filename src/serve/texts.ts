@@ -5,7 +5,14 @@ import { requireTokenizer } from '../model/model-folder.js'
 import type { AdapterChoice } from '../run/adapters/choice.js'
 import { floatsOf } from '../run/feeds.js'
 import { scoreTokens } from '../run/generate/next-token.js'
-import type { GenerateOptions, GenerateResult, Prompt, TokenPrompt, TokenScore } from '../run/session.js'
+import type {
+  GenerateEvents,
+  GenerateOptions,
+  GenerateResult,
+  Prompt,
+  TokenPrompt,
+  TokenScore,
+} from '../run/session.js'
 import { seconds } from './adapters.js'
 import type { Fields } from './fields.js'
 import { type Events, HttpError, invalid } from './http.js'
@@ -265,7 +272,7 @@ async function scorePrompt(
   return { text, scores }
 }
 
-export type OnText = NonNullable<GenerateOptions['onText']>
+export type OnText = NonNullable<GenerateEvents['text']>
 
 export interface AnswerOptions {
   readonly fields: Fields

@@ -42,7 +42,7 @@ export function sessionCalls(
             chatTemplate: '{{ 1 }}',
             chatTemplateArgs: {},
             tools: [],
-            onText() {},
+            on: { text() {} },
           },
         },
       ],

@@ -177,7 +177,7 @@ it('texts that are drawn are those of their seeds alone, in batches of any size'
   const onText = (piece: string, index: number) => {
     pieces[index] += piece
   }
-  const small = await session.generate(PROMPTS, { ...drawn, batchSize: 2, onText })
+  const small = await session.generate(PROMPTS, { ...drawn, batchSize: 2, on: { text: onText } })
   for (const [i, prompt] of PROMPTS.entries()) {
     expect(together[i].seed).toBe(5 + i)
     const alone = await session.generate(prompt, { ...drawn, seed: 5 + i })

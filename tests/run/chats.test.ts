@@ -168,7 +168,7 @@ describe('stop strings', () => {
     const stopped = await session.generate('The Constitution of the', {
       maxNewTokens: 20,
       stop: ['never', stop],
-      onText: (piece) => pieces.push(piece),
+      on: { text: (piece) => pieces.push(piece) },
     })
     expect(stopped).toMatchObject({ finish: 'stop', text: text.slice(0, text.indexOf(stop)) })
     expect(pieces.join('')).toBe(stopped.text)

@@ -21,12 +21,14 @@ it('goes on with its text if a run that fails makes the session try its plain fo
   }
   const { text } = await session.generate('And the people', {
     ...options,
-    onText() {
-      if (pieces++ === 2)
-        failed = begin().then(
-          () => undefined,
-          (error: unknown) => error,
-        )
+    on: {
+      text() {
+        if (pieces++ === 2)
+          failed = begin().then(
+            () => undefined,
+            (error: unknown) => error,
+          )
+      },
     },
   })
   expect(String(await failed)).toMatch(/ONNX Runtime|RuntimeError/)

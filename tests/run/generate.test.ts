@@ -160,7 +160,7 @@ describe('the end of the text', () => {
 describe('streaming', () => {
   it('gives the text in pieces', async () => {
     const pieces: string[] = []
-    const { text } = await generate(session, PROMPT, { maxNewTokens: 20, onText: (piece) => pieces.push(piece) })
+    const { text } = await generate(session, PROMPT, { maxNewTokens: 20, on: { text: (piece) => pieces.push(piece) } })
     expect(pieces.join('')).toBe(text)
     expect(pieces.length).toBeGreaterThan(10)
     expect(pieces).not.toContain('')
@@ -170,7 +170,7 @@ describe('streaming', () => {
     const model = await openModel('tests/golden/models/gpt2-optimum')
     const opened = await ModelSession.open(model)
     const pieces: string[] = []
-    const { text } = await generate(opened, PROMPT, { maxNewTokens: 14, onText: (piece) => pieces.push(piece) })
+    const { text } = await generate(opened, PROMPT, { maxNewTokens: 14, on: { text: (piece) => pieces.push(piece) } })
     expect(pieces.join('')).toBe(text)
     expect(text).toContain('\ufffd')
     await opened.dispose()
@@ -182,7 +182,7 @@ describe('streaming', () => {
     const prompt = `${PROMPT}\ufffd`
     const { text, tokenIds } = await generate(session, prompt, {
       maxNewTokens: 5,
-      onText: (piece) => pieces.push(piece),
+      on: { text: (piece) => pieces.push(piece) },
     })
     const whole = union.tokenizer!.decode([...union.tokenizer!.encode(prompt), ...tokenIds])
     expect(prompt + text).toBe(whole)
@@ -194,8 +194,10 @@ describe('streaming', () => {
     let pieces = 0
     const stopped = generate(session, PROMPT, {
       signal: controller.signal,
-      onText: () => {
-        if (++pieces === 3) controller.abort(new Error('enough'))
+      on: {
+        text: () => {
+          if (++pieces === 3) controller.abort(new Error('enough'))
+        },
       },
     })
     await expect(stopped).rejects.toThrow('enough')
@@ -238,9 +240,11 @@ describe('texts beside one another', () => {
     const result = await generate(opened, PROMPT, {
       adapter: 'v',
       maxNewTokens: 10,
-      onText: () => {
-        // The new adapter changes other modules, so the session opens the graph again while the text runs.
-        removal ??= opened.remove('v').then(() => opened.add('q', makeAdapter(union, /q_proj$/)))
+      on: {
+        text: () => {
+          // The new adapter changes other modules, so the session opens the graph again while the text runs.
+          removal ??= opened.remove('v').then(() => opened.add('q', makeAdapter(union, /q_proj$/)))
+        },
       },
     })
     await removal
@@ -261,7 +265,7 @@ describe('a session that is disposed meanwhile', () => {
     const onText = () => {
       disposal ??= opened.dispose()
     }
-    const error = await generate(opened, PROMPT, { onText }).catch((error: unknown) => error)
+    const error = await generate(opened, PROMPT, { on: { text: onText } }).catch((error: unknown) => error)
     expect(error).toBeInstanceOf(StateError)
     expect((error as Error).message).toMatch('the session is closed')
     await disposal

@@ -197,7 +197,7 @@ describe.each(
               const onText = () => {
                 if (++pieces === leavesAfter) controller.abort(new Error('enough'))
               }
-              const text = await write(i, { onText, signal: controller.signal }).catch((error) => {
+              const text = await write(i, { on: { text: onText }, signal: controller.signal }).catch((error) => {
                 if (pieces !== leavesAfter) throw error
               })
               if (text !== undefined) expectSame(text, expected[i], JSON.stringify(facts))
@@ -254,7 +254,7 @@ it('in a worker, calls that end early leave at any step, and the others have the
           const onText = () => {
             if (++pieces === i) controller.abort(new Error('enough'))
           }
-          const stopped = session.generate(prompt, { ...options, signal: controller.signal, onText })
+          const stopped = session.generate(prompt, { ...options, signal: controller.signal, on: { text: onText } })
           await expect(stopped).rejects.toThrow('enough')
           expect(pieces).toBe(i)
         } else if (i % 4 === 2) {
@@ -268,7 +268,7 @@ it('in a worker, calls that end early leave at any step, and the others have the
           const onText = () => {
             throw new Error('not mine')
           }
-          await expect(session.generate(prompt, { ...options, onText })).rejects.toThrow('not mine')
+          await expect(session.generate(prompt, { ...options, on: { text: onText } })).rejects.toThrow('not mine')
         } else expectSame(await session.generate(prompt, options), expected[i], prompt)
       })
       await Promise.all(texts)

@@ -66,7 +66,7 @@ async function run(): Promise<LostGpuResult> {
     if (!isLost) lose()
     isLost = true
   }
-  const written = await errorOf(generate(session, 'And the people', { ...text, onText }))
+  const written = await errorOf(generate(session, 'And the people', { ...text, on: { text: onText } }))
   const later = await errorOf(generate(session, 'And the people', text))
   await session.dispose()
   const textOn = async (device: string) => {

@@ -1,6 +1,6 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import { type OptionTable, ranged, orNull, NAME, SIGNAL, oneOf, BOOLEAN, FUNCTION, anyOf, listOf, OBJECT } from '../../core/base/options.js'
+import { type OptionTable, ranged, orNull, NAME, SIGNAL, oneOf, BOOLEAN, eventsOf, anyOf, listOf, OBJECT } from '../../core/base/options.js'
 import { ONE_CHOICE } from '../adapters/choice.js'
 import { IMAGES, TOKEN_IDS, LOGIT_BIAS } from '../media-values.js'
 
@@ -34,7 +34,7 @@ export const EMBED_OPTIONS: OptionTable = {
 
 export const GENERATE_OPTIONS: OptionTable = {
   batchSize: ranged('an integer of at least 1'),
-  onText: FUNCTION,
+  on: eventsOf('text'),
   adapter: anyOf(ONE_CHOICE, listOf(ONE_CHOICE)),
   images: IMAGES,
   maxNewTokens: ranged('an integer of at least 1'),

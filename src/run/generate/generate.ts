@@ -34,14 +34,14 @@ export async function generate<P extends Prompt | readonly Prompt[]>(
   checkArgument(prompts, PROMPTS, 'prompt')
   checkOptions(options, 'generate', GENERATE_OPTIONS)
   const isOne = isPrompt(prompts)
-  const { onText } = options
+  const { on } = options
   const images = imagesOf(options.images, isOne ? undefined : prompts.length)
   const texts = writeTexts(session, isOne ? [prompts] : prompts, images, options)
   try {
     for (;;) {
       const { value, done } = await texts.next()
       if (done) return (isOne ? value[0] : value) as never
-      onText?.(value.piece, value.row, value.scores)
+      on?.text?.(value.piece, value.row, value.scores)
     }
   } finally {
     await texts.return([])

@@ -74,8 +74,7 @@ export interface StepReport {
 }
 
 /** Options of `sample`: those of a session's `generate`. The default temperature is 1. */
-export interface SampleOptions
-  extends Omit<GenerateOptions, 'adapter' | 'logprobs' | 'images' | 'onText' | 'cacheScope'> {
+export interface SampleOptions extends Omit<GenerateOptions, 'adapter' | 'logprobs' | 'images' | 'on' | 'cacheScope'> {
   /**
    * Texts for each prompt.
    * @range an integer of at least 1

@@ -85,7 +85,7 @@ export const generate = defineCommand({
           const isShown = onText !== undefined && process.stdout.isTTY && process.stderr.isTTY
           if (isShown && typeof all[0] === 'string') process.stderr.write(colors.dim(all[0]))
           const images = image.length > 0 ? all.map(() => image) : undefined
-          const texts = await session.generate(all, { ...options, adapter, images, onText })
+          const texts = await session.generate(all, { ...options, adapter, images, on: { text: onText } })
           if (!json) writeAll(texts, prompt)
           seconds += Math.max(...texts.map((result) => result.seconds))
           for (const [i, { text, tokens, seconds, finish, seed, logprobs }] of texts.entries()) {
