@@ -41,6 +41,7 @@ export interface CheckDataOptions
     | 'chatTemplate'
     | 'chatTemplateArgs'
     | 'decodeImage'
+    | 'termsRead'
     | 'signal'
   > {
   /** The model whose tokenizer and chat template are used. Without it, records are read but not encoded. */

@@ -34,6 +34,7 @@ const RECORDED = [
   'task',
   'taskOptions',
   'skipInvalid',
+  'termsRead',
   'evalSplit',
   'columns',
   'chatTemplate',

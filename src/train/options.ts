@@ -128,6 +128,11 @@ export interface TrainOptions extends Optional<TrainSettings> {
    */
   readonly skipInvalid?: number | undefined
   /**
+   * Also trains on records that a provider's model wrote, as their `source` says: `{ provider: 'openai', model: … }`.
+   * Read the provider's terms first. Default false: such a record is an error that names the clause.
+   */
+  readonly termsRead?: boolean | undefined
+  /**
    * Share of the records that is used as `evalData` and not trained on. The seed decides which records.
    * @range a number in (0, 1)
    */

@@ -141,7 +141,7 @@ describe('modelCard', () => {
       use: causalLm.use,
       adapter: { config: resolveConfig() },
       settings: {},
-      facts: {},
+      facts: { writers: {} },
     } as unknown as CardSources
     const report = { evalLoss: null, evalMetrics: {}, evaluations: [], steps: 1 }
     const { model } = run.options

@@ -144,6 +144,7 @@ export const CHECK_DATA_OPTIONS: OptionTable = {
   dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
   data: needed(DATA),
   evalData: DATA,
+  termsRead: BOOLEAN,
   signal: SIGNAL,
 }
 
@@ -166,6 +167,7 @@ export const TRAIN_OPTIONS: OptionTable = {
   teacher: anyOf(MODEL, SOURCE),
   taskOptions: OBJECT,
   skipInvalid: ranged('an integer of at least 0'),
+  termsRead: BOOLEAN,
   evalSplit: ranged('a number in (0, 1)'),
   columns: OBJECT,
   chatTemplate: NAME,

@@ -30,6 +30,7 @@ export const TRAINING_OPTIONS: OptionTable = {
   when: oneOf('always', 'idle'),
   threads: ranged('an integer of at least 1'),
   graderModels: OBJECT,
+  termsRead: BOOLEAN,
   maxFileBytes: ranged('an integer of at least 1'),
   maxOwnerBytes: ranged('an integer of at least 1'),
   retentionDays: ranged('a finite number above 0'),

@@ -262,7 +262,7 @@ async function read(
   options: EvaluateSettings & Pick<EncodeContext, 'pictures'>,
   onWarning: (message: string) => void,
 ): Promise<{ records: EvaluatedRecord[]; examples: unknown[] }> {
-  const context = await encodeContext({ ...options, model })
+  const context = await encodeContext({ ...options, termsRead: true, model })
   const records: EvaluatedRecord[] = []
   const examples: unknown[] = []
   let [cut, skipped] = [0, 0]

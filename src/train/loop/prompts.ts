@@ -13,6 +13,7 @@ import type { TrainInput, TrainResult } from '../options.js'
 import type { RewardInput } from '../rewards.js'
 import { EpochPlan } from '../rows/batches.js'
 import { DataFacts } from '../rows/facts.js'
+import { checkWriter } from '../rows/sources.js'
 import { type Lessons, runLessons } from '../run.js'
 import { placeOf, withRunPlace } from '../saved/run-place.js'
 import { resolveSettings, type TrainSettings, withDefaultRate } from '../settings.js'
@@ -152,9 +153,12 @@ export function settingsFor(given: TrainInput, adapter: LoraAdapter, rateShare: 
   return withDefaultRate(resolveSettings(given), given, { rateShare }, layers)
 }
 
-async function promptsOf({ data, columns }: TrainInput): Promise<PromptRow[]> {
+async function promptsOf({ data, columns, termsRead }: TrainInput): Promise<PromptRow[]> {
   const rows: PromptRow[] = []
-  for await (const { row, where } of readRows(data, { name: 'data', columns })) rows.push(promptOf(row, where))
+  for await (const { row, where } of readRows(data, { name: 'data', columns })) {
+    checkWriter(row, where, termsRead)
+    rows.push(promptOf(row, where))
+  }
   if (rows.length === 0) throw new DataError({ where: 'data', what: 'it holds no records' })
   return rows
 }

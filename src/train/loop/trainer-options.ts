@@ -18,6 +18,7 @@ export interface TrainerOptions
     | 'trainedTokens'
     | 'chatTemplate'
     | 'chatTemplateArgs'
+    | 'termsRead'
     | 'maxLength'
     | 'batchSize'
     | 'weightDecay'

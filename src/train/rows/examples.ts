@@ -12,6 +12,7 @@ import type { PictureEncoder } from '../tasks/pictures/encoder.js'
 import type { EncodeContext, Encoded, Task } from '../tasks/task.js'
 import { unreadNotes } from '../tasks/task-of-row.js'
 import { countOne, MAX_NOTES } from './facts.js'
+import { checkWriter } from './sources.js'
 
 const YIELD_MS = 16
 
@@ -31,7 +32,8 @@ export interface EncodedSource {
   readonly chatTemplate: string | undefined
 }
 
-interface ReadingOptions extends Pick<TrainInput, 'maxLength' | 'chatTemplate' | 'chatTemplateArgs' | 'decodeImage'> {
+interface ReadingOptions
+  extends Pick<TrainInput, 'maxLength' | 'chatTemplate' | 'chatTemplateArgs' | 'decodeImage' | 'termsRead'> {
   readonly pictures?: PictureEncoder | undefined
 }
 
@@ -91,6 +93,7 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
 }
 
 export async function encodeRow(task: Task, row: unknown, where: string, context: EncodeContext) {
+  checkWriter(row, where, context.termsRead)
   const parsed = task.parse(row, where)
   const encoded = task.encode(task.load === undefined ? parsed : await task.load(parsed, context), context)
   return { parsed, encoded }
@@ -113,7 +116,7 @@ export async function withPictures<T>(
  * it.
  */
 export async function encodeContext(options: ReadingOptions & { readonly model: Model }) {
-  const { model, chatTemplate, chatTemplateArgs, decodeImage, pictures } = options
+  const { model, chatTemplate, chatTemplateArgs, decodeImage, pictures, termsRead } = options
   const maxLength = resolveMaxLength(options.maxLength, model.contextLength)
   const loaded = await loadChatTemplate(model.directory, chatTemplate).then(
     (template) => ({ template: template && (pictures?.template(template, chatTemplateArgs) ?? template) }),
@@ -126,6 +129,7 @@ export async function encodeContext(options: ReadingOptions & { readonly model: 
     chatTemplateArgs,
     decodeImage,
     pictures,
+    termsRead,
     used: undefined as ChatTemplate | undefined,
     chatTemplate(): ChatTemplate | undefined {
       if ('error' in loaded) throw loaded.error

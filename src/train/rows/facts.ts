@@ -2,6 +2,7 @@
 
 import { isObject } from '../../core/base/options.js'
 import type { Examples, Task } from '../tasks/task.js'
+import { writerOf } from './sources.js'
 
 /** Characters of a prompt on a card. */
 const MAX_PROMPT = 80
@@ -10,11 +11,14 @@ const ASKED = ['prompt', 'question', 'instruction', 'text', 'source', 'input', '
 
 export class DataFacts {
   readonly #labels = new Map<string, number>()
+  readonly #writers = new Map<string, number>()
   #prompt: string | undefined
   #ofEvaluation: string | undefined
 
   add(record: unknown, isEvaluation: boolean): void {
     if (!isObject(record)) return
+    const writer = writerOf(record)
+    if (writer !== undefined && !isEvaluation) countOne(this.#writers, writer, MAX_LABELS)
     if (isEvaluation) this.#ofEvaluation ??= promptOf(record)
     else {
       this.#prompt ??= promptOf(record)
@@ -25,6 +29,11 @@ export class DataFacts {
   /** The beginning of the first evaluation record that has a text, else of the first such training record. */
   get prompt(): string | undefined {
     return this.#ofEvaluation ?? this.#prompt
+  }
+
+  /** The providers' models that wrote records, with the number of their records. */
+  get writers(): Readonly<Record<string, number>> {
+    return mostFrequent(this.#writers)
   }
 
   /** How often each label is there, the most frequent first. */

@@ -65,6 +65,9 @@ function partsOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run:
     rsLoRA: useRslora || undefined,
     DoRA: useDora || undefined,
     seed,
+    ...Object.fromEntries(
+      Object.entries(run.facts.writers).map(([writer, count]) => [`records that ${writer} wrote`, count]),
+    ),
     'repeat with': sources && !options.adapter ? `\`npx lowrank train --config ${runFile} --out again\`` : undefined,
   }
   return {

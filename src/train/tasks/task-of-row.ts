@@ -38,7 +38,9 @@ export function unreadNotes(
 ): string[] {
   if (!isObject(row)) return []
   const read = new Set(reads?.(row) ?? records.flatMap(Object.keys))
-  const unread = Object.keys(row).filter((field) => !read.has(field) && row[field] !== undefined && row[field] !== null)
+  const isUnread = (field: string) => !read.has(field) && row[field] !== undefined && row[field] !== null
+  // `source` as an object says who wrote the row.
+  const unread = Object.keys(row).filter((field) => isUnread(field) && !(field === 'source' && isObject(row.source)))
   const isText = name === 'causal-lm' && typeof row.text === 'string'
   const advice = (field: string) =>
     isText && LABEL_NAMES.includes(field) ? `: to learn labels, give \`columns: { label: '${field}' }\`` : ''

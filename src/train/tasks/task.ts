@@ -24,6 +24,8 @@ export interface EncodeContext {
   readonly decodeImage?: DecodeImage | undefined
   /** Reads pictures beside texts; undefined for a model without a vision encoder. */
   readonly pictures?: PictureEncoder | undefined
+  /** True if rows that a provider's model wrote may be read. */
+  readonly termsRead?: boolean | undefined
 }
 
 /** Examples in order: an array, or a more compact store with the same members. */

@@ -106,6 +106,7 @@ export const FLAGS = {
     dtype: { form: 'word', about: 'which graph of a model that is not open yet: see loadModel', words: ['auto', 'fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'] },
     data: { form: 'files', about: 'training data: .jsonl, .json, .csv, .tsv, .parquet or .txt, packed (.gz) or not; a folder; - is stdin', isRequired: true },
     evalData: { form: 'files', about: 'evaluation data: lowrank measures the loss on it before and after training' },
+    termsRead: { form: 'switch', about: "also trains on records that a provider’s model wrote, as their source says: { provider: 'openai', model: … }. Read the provider’s terms first. Default false: such a record is an error that names the clause" },
   },
   TrainOptions: {
     model: { form: 'source', about: 'the base: an open model (train does not close it), or any source that loadModel accepts. Its weights are read, never changed', isRequired: true },
@@ -120,6 +121,7 @@ export const FLAGS = {
     teacher: { form: 'source', about: 'for the task distill: the model to learn from, or the address of a server up to /v1. LOWRANK_TEACHER_KEY is its key', placeholder: 'DIR|ID|URL' },
     taskOptions: { form: 'settings', about: 'settings of the task, such as temperature=0.05 of embedding or beta=0.1 of dpo' },
     skipInvalid: { form: 'number', about: 'how many records that are not valid are left out. With more, training ends before its first step', range: 'an integer of at least 0', fallback: '0' },
+    termsRead: { form: 'switch', about: "also trains on records that a provider’s model wrote, as their source says: { provider: 'openai', model: … }. Read the provider’s terms first. Default false: such a record is an error that names the clause" },
     evalSplit: { form: 'number', about: 'share of the records that is used as --eval-data and not trained on. The seed decides which records', range: 'a number in (0, 1)' },
     columns: { form: 'pairs', about: 'names of the fields in your data, as LOWRANK_NAME=YOUR_NAME, such as prompt=question,completion=answer' },
     chatTemplate: { form: 'text', about: 'file with a chat template (Jinja) to use instead of the model’s own', placeholder: 'FILE' },
@@ -244,6 +246,7 @@ export const FLAGS = {
     when: { form: 'word', about: 'when jobs train. With idle, they wait while requests run', words: ['always', 'idle'], fallback: 'always' },
     threads: { form: 'number', about: 'threads of a job. Default: half of the processors', range: 'an integer of at least 1' },
     graderModels: { form: 'pairs', about: 'the models that graders of jobs name, with the address of a server for each, up to /v1. LOWRANK_GRADER_KEY is their key', placeholder: 'NAME=URL,…' },
+    termsRead: { form: 'switch', about: 'also trains on records that a provider’s model wrote, as their source says. Read the provider’s terms first. Default false: such a file is refused' },
     maxFileBytes: { form: 'number', about: 'the most bytes of an uploaded file. Default: 512 MiB', range: 'an integer of at least 1' },
     maxOwnerBytes: { form: 'number', about: 'the most bytes of all uploaded files of one owner. Default: 8 GiB', range: 'an integer of at least 1' },
     retentionDays: { form: 'number', about: 'days after which uploaded files and stored chats are deleted. Default: they stay', range: 'a finite number above 0' },

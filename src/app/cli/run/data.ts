@@ -29,7 +29,7 @@ export const data = defineCommand({
     model: text(MODEL, RUNS),
     ...flags('LoadModelOptions', 'dtype'),
     task: text('NAME', 'what a model would learn; default: the task that the first record fits'),
-    ...flags('CheckDataOptions', 'columns', 'maxLength', 'chatTemplate', 'chatTemplateArgs', 'preview'),
+    ...flags('CheckDataOptions', 'columns', 'maxLength', 'chatTemplate', 'chatTemplateArgs', 'termsRead', 'preview'),
     fromStore: toggle('print the chats that lowrank serve --train has stored in this folder, as records'),
     where: repeated('NAME=VALUE', 'with --from-store, only chats with this metadata, such as rating=good'),
     method: choice(['supervised', 'kto'], 'with --from-store, what the records are for; kto learns from ratings'),

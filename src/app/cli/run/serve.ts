@@ -40,7 +40,7 @@ const LIMITS = ['maxAdapters', 'maxRunning', 'maxQueue', 'maxTokens', 'timeoutSe
 const LISTENING = ['host', 'port', 'metricsPort', 'drainSeconds'] as const
 const OF_SESSION = ['device', 'threads', 'yieldProcessors', 'prefixCache'] as const
 const OF_TRAINING = [
-  ...(['graderModels', 'retentionDays', 'maxFileBytes', 'maxOwnerBytes', 'maxJobs'] as const),
+  ...(['graderModels', 'termsRead', 'retentionDays', 'maxFileBytes', 'maxOwnerBytes', 'maxJobs'] as const),
   ...(['maxStored', 'maxStoredBytes'] as const),
 ] as const
 

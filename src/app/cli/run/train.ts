@@ -45,7 +45,16 @@ export const train = defineCommand({
   ].join('\n'),
   sections: {
     Options: ['model', 'data', 'out', 'task', 'epochs', 'learningRate', 'batchSize', 'maxLength', 'rank', 'evalSplit'],
-    'Model and data': ['dtype', 'modules', 'columns', 'chatTemplate', 'chatTemplateArgs', 'skipInvalid', 'packing'],
+    'Model and data': [
+      'dtype',
+      'modules',
+      'columns',
+      'chatTemplate',
+      'chatTemplateArgs',
+      'skipInvalid',
+      'termsRead',
+      'packing',
+    ],
     Adapter: [
       ...(['alpha', 'dropout', 'targetModules', 'excludeModules', 'numLayers', 'useRslora', 'useDora'] as const),
       ...(['rankPattern', 'alphaPattern', 'bias', 'modulesToSave', 'trainedTokens', 'newHead', 'init'] as const),

@@ -14,7 +14,7 @@ export interface JobSettings extends Omit<TrainOptions, 'model' | 'data' | 'eval
 }
 
 /** How every job trains. `graderModels` says what answers for the models that graders name. */
-export type Base = Pick<JobSettings, 'model' | 'dtype' | 'threads' | 'chatTemplate'> &
+export type Base = Pick<JobSettings, 'model' | 'dtype' | 'threads' | 'chatTemplate' | 'termsRead'> &
   Required<Pick<JobSettings, 'graderModels'>>
 
 export interface Checked {

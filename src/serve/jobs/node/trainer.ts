@@ -26,6 +26,7 @@ import { chooseCopies, trainingMemory } from '../../../model/memory.js'
 import { readGraph } from '../../../onnx/view/graph.js'
 import { RATE_SHARE } from '../../../train/loop/grpo.js'
 import { promptOf } from '../../../train/loop/prompts.js'
+import { checkWriter } from '../../../train/rows/sources.js'
 import { RUN_FILES } from '../../../train/saved/run-folder.js'
 import { resolveSettings, withDefaultRate } from '../../../train/settings.js'
 import { loadTask } from '../../../train/tasks/tasks.js'
@@ -119,10 +120,10 @@ if (process.connected) process.disconnect()
 process.exit(0)
 
 async function check(): Promise<void> {
-  const { data, evalData, task, maxLength, chatTemplate, config } = settings
+  const { data, evalData, task, maxLength, chatTemplate, termsRead, config } = settings
   const facts = await closing(await loadModel(settings.model, { dtype: settings.dtype }), async (model) => {
     const bounds = { signal: stopped.signal, maxInvalid: MAX_INVALID }
-    const options = { model, data, evalData, task, maxLength, chatTemplate, ...bounds }
+    const options = { model, data, evalData, task, maxLength, chatTemplate, termsRead, ...bounds }
     const linears = findLinears(readGraph(model.onnx)).filter(({ isHead }) => !isHead)
     const about = task === 'grpo' ? { rateShare: RATE_SHARE } : await loadTask(task!)
     const widths = linears.map(({ k }) => k)
@@ -159,7 +160,10 @@ async function checkPrompts(file: string): Promise<Pick<DataReport, 'learnable' 
   await closing(await openFile(file), async (source) => {
     const onInvalid = ({ where = '', message }: DataError) => void invalid.push({ where, message })
     for await (const { row, where } of readRows(source, { name: 'data', onInvalid })) {
-      const { problems } = attempt(() => promptOf(row, where))
+      const { problems } = attempt(() => {
+        checkWriter(row, where, settings.termsRead)
+        return promptOf(row, where)
+      })
       for (const problem of problems) invalid.push({ where, message: problem.message })
       if (problems.length === 0) learnable++
       if (invalid.length >= MAX_INVALID) break

@@ -45,6 +45,11 @@ export interface TrainingOptions {
    */
   readonly graderModels?: Readonly<Record<string, string>> | undefined
   /**
+   * Also trains on records that a provider's model wrote, as their `source` says. Read the provider's terms first.
+   * Default false: such a file is refused.
+   */
+  readonly termsRead?: boolean | undefined
+  /**
    * The most bytes of an uploaded file. Default: 512 MiB.
    * @range an integer of at least 1
    */
@@ -115,7 +120,7 @@ async function open(folder: string, options: TrainingOptions, server: ServerFact
 }
 
 async function opened(folder: string, options: TrainingOptions, server: ServerFacts, reservation: Reservation) {
-  const { dtype, graderModels = {}, threads = Math.max(1, availableParallelism() >> 1) } = options
+  const { dtype, termsRead, graderModels = {}, threads = Math.max(1, availableParallelism() >> 1) } = options
   const {
     when = 'always',
     maxFileBytes = 512 << 20,
@@ -135,7 +140,7 @@ async function opened(folder: string, options: TrainingOptions, server: ServerFa
   const { hubId, hubRevision, name } = server.model.directory
   const model = hubId === undefined ? path.resolve(name) : `hf:${hubId}${hubRevision ? `@${hubRevision}` : ''}`
   const { chatTemplate } = server
-  const base = { model, dtype, threads, chatTemplate, graderModels }
+  const base = { model, dtype, threads, chatTemplate, termsRead, graderModels }
   const queue = new JobQueue(store, files, models, server, base, maxJobs)
   const sweep = () => Promise.all([files.sweep(), completions.sweep()])
   await sweep()

@@ -135,6 +135,7 @@ export const TRAINER_OPTIONS: OptionTable = {
   loraPlusRatio: ranged('a number in [1, 1000]'),
   weightDecay: ranged('a number in [0, 1]'),
   maxGradNorm: ranged('a finite number of at least 0'),
+  termsRead: BOOLEAN,
   trainedTokens: anyOf(listOf(TOKEN), OBJECT),
   numLayers: ranged('an integer of at least 1'),
   config: OBJECT,
