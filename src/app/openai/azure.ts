@@ -15,11 +15,4 @@ export const azure: Provider = {
       headers: { 'api-key': requireKey('AZURE_OPENAI_API_KEY', AZURE_OPENAI_API_KEY) },
     }
   },
-  clause: {
-    text:
-      'Microsoft’s product terms for Azure OpenAI limit what you may do with what the models write, among others to ' +
-      'develop models that compete. We are no lawyers: read them',
-    url: 'https://www.microsoft.com/licensing/terms/product/ForOnlineServices',
-    read: '2026-12-02',
-  },
 }

@@ -1,11 +1,9 @@
 // "Is it as good?": scores of the old model, the new adapter and its base on the same prompts, with intervals.
 
-import { bootstrap, type Interval, openGrader } from '../../api/export/measures.js'
-import type { GraderModel } from '../../api/index.js'
+import { bootstrap, type Interval, type Statistic } from '../../api/export/measures.js'
 import type { Cell, Section } from '../../api/report/page.js'
-import { isObject, jsonIn } from '../../core/base/options.js'
-import { callsIn, type Message, type Prompt, textOfMessage } from './prompts.js'
-import type { Job } from './provider.js'
+import type { Measure } from './measures.js'
+import type { Message, Prompt } from './prompts.js'
 
 /** Below this number of prompts there is no verdict. */
 export const LEAST_PROMPTS = 200
@@ -18,7 +16,7 @@ export interface Answer {
   readonly answer: Message
   readonly finish: string
   readonly ms?: number | undefined
-  /** Dollars. */
+  /** Dollars; undefined if nobody knows. */
   readonly cost?: number | undefined
 }
 
@@ -30,91 +28,12 @@ export interface Answered {
   readonly answers: Readonly<Partial<Record<Contestant, Answer>>>
 }
 
-export interface Measure {
-  readonly name: string
-  /** 0 is worst. null: it cannot tell. */
-  score(prompt: Prompt, answer: Message): Promise<number | null> | number | null
-}
-
-/** The job's own grader, or what fits its answers. */
-export function measureOf(
-  job: Job,
-  prompts: readonly Prompt[],
-  models: Readonly<Record<string, GraderModel>>,
-): Measure {
-  if (job.grader !== undefined) {
-    const grade = openGrader(job.grader, models)
-    return {
-      name: `the job’s grader ${String(job.grader.name ?? '')}`.trim(),
-      score: ({ row }, answer) => grade({ item: row, text: textOfMessage(answer) }),
-    }
-  }
-  const isCalls = prompts.every(({ wanted }) => callsOf(wanted).length > 0)
-  return {
-    name: isCalls ? 'right calls' : 'exact match',
-    score: ({ wanted }, answer) => Number(isSame(wanted, answer)),
-  }
-}
-
-/** For traffic, which has no right answer. */
-export const AGREEMENT: Measure = {
-  name: 'agreement with the old answer',
-  score: ({ wanted }, answer) => Number(isSame(wanted, answer)),
-}
-
-const callsOf = (message: Message | undefined) => (Array.isArray(message?.tool_calls) ? message.tool_calls : [])
-
-function isSame(wanted: Message | undefined, given: Message): boolean {
-  if (wanted === undefined) return false
-  const [a, b] = [wanted, given].map((message) => callsOf(message))
-  if (a.length > 0 || b.length > 0) return JSON.stringify(callsIn(a)) === JSON.stringify(callsIn(b))
-  return textOfMessage(wanted).trim() === textOfMessage(given).trim()
-}
-
-/** True if the answer is JSON that fits the request's schema; undefined for a request without one. */
-export function fitsSchema({ request }: Prompt, answer: Message): boolean | undefined {
-  const { response_format: format } = request
-  if (!isObject(format) || format.type === 'text') return undefined
-  const value = jsonIn(textOfMessage(answer))
-  const { json_schema: named } = format
-  return isObject(named) ? fits(value, named.schema) : isObject(value)
-}
-
-/** The part of JSON Schema that strict response formats have, without patterns and limits. */
-function fits(value: unknown, schema: unknown): boolean {
-  if (!isObject(schema)) return true
-  const { type, enum: words, properties, required, items, additionalProperties, anyOf } = schema
-  if (Array.isArray(anyOf)) return anyOf.some((option) => fits(value, option))
-  if (Array.isArray(words)) return words.includes(value)
-  const types = {
-    string: typeof value === 'string',
-    number: typeof value === 'number',
-    integer: Number.isInteger(value),
-  }
-  const others = {
-    boolean: typeof value === 'boolean',
-    null: value === null,
-    array: Array.isArray(value),
-    object: isObject(value),
-  }
-  const isType = [type ?? []].flat().some((name) => ({ ...types, ...others })[name as 'string'])
-  if (type !== undefined && !isType) return false
-  if (Array.isArray(value)) return value.every((item) => fits(item, items))
-  if (!isObject(value)) return true
-  const known = isObject(properties) ? properties : {}
-  const isWhole = !Array.isArray(required) || required.every((name) => Object.hasOwn(value, String(name)))
-  const isClosed = additionalProperties !== false || Object.keys(value).every((name) => Object.hasOwn(known, name))
-  return isWhole && isClosed && Object.entries(value).every(([name, member]) => fits(member, known[name]))
-}
-
 export interface Row {
   readonly name: Contestant
   readonly score: Interval
   /** The score minus that of the first row, paired by prompt; null for the first. */
   readonly difference: Interval | null
-  /** The share of the answers to requests with a schema that fit it. */
-  readonly validSchema: number | null
-  /** Dollars for 1,000 answers; for our own models, of the machine. null: not known. */
+  /** Dollars for 1,000 answers. null: not known. */
   readonly costPerThousand: number | null
   readonly medianMs: number | null
   readonly slowMs: number | null
@@ -126,7 +45,7 @@ export interface Comparison {
   readonly prompts: number
   /** Prompts with an answer that a limit cut: unfinished, not wrong. */
   readonly unfinished: number
-  /** Prompts that someone gave no answer to. */
+  /** Prompts that someone gave no answer to, or that have nothing to measure. */
   readonly unanswered: number
   /** The first is what the others are compared with. */
   readonly rows: readonly Row[]
@@ -135,46 +54,42 @@ export interface Comparison {
   readonly verdict: string
 }
 
-/** @param dollarsPerHour of the machine that our own models run on */
 export async function compare(
   answered: readonly Answered[],
   contestants: readonly Contestant[],
   measure: Measure,
-  dollarsPerHour = 0,
 ): Promise<Comparison> {
-  const whole = answered.filter(({ answers }) => contestants.every((name) => answers[name] !== undefined))
-  const finished = whole.filter(({ answers }) => contestants.every((name) => answers[name]!.finish !== 'length'))
-  const scored: { item: Answered; scores: number[] }[] = []
-  for (const item of finished) {
-    const scores = await Promise.all(contestants.map((name) => measure.score(item.prompt, item.answers[name]!.answer)))
-    if (scores.every((score) => score !== null)) scored.push({ item, scores: scores as number[] })
+  const isWhole = ({ answers }: Answered) => contestants.every((name) => answers[name] !== undefined)
+  const isFinished = ({ answers }: Answered) => contestants.every((name) => answers[name]!.finish !== 'length')
+  const whole = answered.filter(isWhole)
+  const finished = whole.filter(isFinished)
+  const scored: { answers: Answer[]; scores: number[] }[] = []
+  for (const { prompt, answers } of finished) {
+    const given = contestants.map((name) => answers[name]!)
+    const scores = await Promise.all(given.map(({ answer }) => measure.score(prompt, answer, given[0].answer)))
+    if (!scores.includes(null)) scored.push({ answers: given, scores: scores as number[] })
   }
   const mean = (records: ArrayLike<number>, of: number) =>
     Array.from(records, (record) => scored[record].scores[of]).reduce((sum, score) => sum + score, 0) / records.length
-  const placeOf = (name: Contestant) => contestants.indexOf(name)
-  const share = (records: ArrayLike<number>) => {
-    const [old, base, ours] = (['old', 'base', 'new'] as const).map((name) => mean(records, placeOf(name)))
-    return (ours - base) / (old - base)
-  }
-  const hasAll = contestants.length === 3
-  const statistics = contestants.map((name, i) => (records: ArrayLike<number>) => ({
-    score: mean(records, i),
-    ...(hasAll && name === 'new' && { share: share(records) }),
-  }))
+  const [old, base, ours] = (['old', 'base', 'new'] as const).map((name) => contestants.indexOf(name))
+  const statistics = contestants.map(
+    (_, i): Statistic =>
+      (records) => {
+        const score = mean(records, i)
+        const hasShare = contestants.length === 3 && i === ours
+        const gain = () => (score - mean(records, base)) / (mean(records, old) - mean(records, base))
+        return { score, ...(hasShare && { share: gain() }) }
+      },
+  )
   const measured = scored.length === 0 ? [] : bootstrap(statistics, scored.length, { resamples: 2000, seed: 42 })
   const rows = measured.map(({ metrics, differences }, i): Row => {
-    const name = contestants[i]
-    const given = scored.map(({ item }) => item.answers[name]!)
-    const valid = scored.flatMap(({ item }) => fitsSchema(item.prompt, item.answers[name]!.answer) ?? [])
-    const times = given.flatMap(({ ms }) => ms ?? []).sort((a, b) => a - b)
-    const costs = given.map(({ cost, ms = 0 }) => cost ?? (ms / 3_600_000) * dollarsPerHour)
+    const given = scored.map(({ answers }) => answers[i])
+    const [times, costs] = [given.flatMap(({ ms }) => ms ?? []), given.flatMap(({ cost }) => cost ?? [])]
+    times.sort((a, b) => a - b)
+    const total = costs.reduce((sum, cost) => sum + cost, 0)
     return {
-      name,
-      score: metrics.score,
-      difference: differences?.score ?? null,
-      validSchema: valid.length === 0 ? null : valid.filter(Boolean).length / valid.length,
-      costPerThousand:
-        name !== 'old' && dollarsPerHour === 0 ? null : (1000 * costs.reduce((a, b) => a + b, 0)) / costs.length,
+      ...{ name: contestants[i], score: metrics.score, difference: differences?.score ?? null },
+      costPerThousand: costs.length < given.length ? null : (1000 * total) / costs.length,
       medianMs: times[times.length >> 1] ?? null,
       slowMs: times[Math.floor(0.95 * times.length)] ?? null,
     }
@@ -185,15 +100,16 @@ export async function compare(
     unfinished: whole.length - finished.length,
     unanswered: answered.length - whole.length + finished.length - scored.length,
     rows,
-    shareOfGain: measured.at(placeOf('new'))?.metrics.share ?? null,
+    shareOfGain: measured.at(ours)?.metrics.share ?? null,
     verdict: verdictOf(rows, scored.length),
   }
 }
 
 function verdictOf(rows: readonly Row[], prompts: number): string {
   const { difference } = rows.find(({ name }) => name === 'new') ?? {}
-  const against = rows[0]?.name === 'old' ? 'the old model' : 'its base'
   if (!difference) return 'There are no prompts to compare on.'
+  const hasOld = rows[0].name === 'old'
+  const against = hasOld ? 'the old model' : 'its base'
   const { value, low, high } = difference
   if (prompts < LEAST_PROMPTS || low === null || high === null) {
     const half = low === null || high === null ? 0.5 : (high - low) / 2
@@ -203,66 +119,35 @@ function verdictOf(rows: readonly Row[], prompts: number): string {
   const points = (share: number) => `${Math.abs(100 * share).toFixed(1)} points`
   const range = `95 %: ${(100 * low).toFixed(1)} to ${(100 * high).toFixed(1)} points`
   if (low > 0) return `Better than ${against} by ${points(value)} (${range}).`
-  if (rows[0].name !== 'old')
-    return high < 0
-      ? `Worse than ${against} by ${points(value)} (${range}).`
-      : `Not surely better than ${against} (${range}).`
-  if (low >= -MARGIN) return `As good as ${against}: at most ${points(low)} worse (${range}).`
-  if (high < 0) return `Not good enough: worse than ${against} by ${points(value)} (${range}).`
+  if (hasOld && low >= -MARGIN) return `As good as ${against}: at most ${points(low)} worse (${range}).`
+  if (high < 0) return `${hasOld ? 'Not good enough: worse' : 'Worse'} than ${against} by ${points(value)} (${range}).`
+  if (!hasOld) return `Not surely better than ${against} (${range}).`
   return `Not decided: it may be worse than ${against} by up to ${points(low)} (${range}).`
 }
 
 const NAMES: Readonly<Record<Contestant, string>> = { old: 'old model', base: 'base', new: 'new adapter' }
+const COLUMNS = ['model', 'score', '95 %', 'minus the first', '95 %', '$ per 1,000', 'median ms', '95 % within ms']
 
-export function sectionOf(
-  title: string,
-  { rows, metric, prompts, unfinished, unanswered, shareOfGain, verdict }: Comparison,
-): Section[] {
-  const percent = (value: number | null | undefined): Cell =>
-    value === null || value === undefined ? null : Number((100 * value).toFixed(1))
-  const range = ({ low, high }: Interval) =>
-    low === null || high === null ? null : `${percent(low)} to ${percent(high)}`
+export function sectionsOf(title: string, comparison: Comparison): Section[] {
+  const { rows, prompts, unfinished, unanswered, shareOfGain: share, verdict } = comparison
+  const percent = (value: number) => Number((100 * value).toFixed(1))
+  const cells = (interval: Interval | null): Cell[] => {
+    if (interval === null) return [null, null]
+    const { value, low, high } = interval
+    return [percent(value), low === null || high === null ? null : `${percent(low)} to ${percent(high)}`]
+  }
+  const round = (value: number | null, digits: number) => value && Number(value.toFixed(digits))
+  const counts = `${prompts} compared, ${unfinished} unfinished, ${unanswered} without an answer`
+  const shown = share && [['share of the old gain', cells(share).join(' %, 95 %: ')] as const]
   return [
-    {
-      kind: 'facts',
-      title,
-      facts: [
-        ['verdict', verdict],
-        ['metric', metric],
-        ['prompts', `${prompts} compared, ${unfinished} unfinished, ${unanswered} without an answer`],
-        ...(shareOfGain === null
-          ? []
-          : [['share of the old gain', `${percent(shareOfGain.value)} %, 95 %: ${range(shareOfGain)}`] as const]),
-      ],
-    },
+    { kind: 'facts', title, facts: [['verdict', verdict], ['prompts', counts], ...(shown ?? [])] },
     {
       kind: 'table',
       title: `${title}: scores in percent`,
-      columns: [
-        'model',
-        'score',
-        '95 %',
-        'minus the first',
-        '95 %',
-        'valid schema',
-        '$ per 1,000',
-        'median ms',
-        '95 % of answers within ms',
-      ],
-      rows: rows.map(({ name, score, difference, ...row }) => [
-        ...[
-          NAMES[name],
-          percent(score.value),
-          range(score),
-          percent(difference?.value),
-          difference && range(difference),
-        ],
-        ...[
-          percent(row.validSchema),
-          row.costPerThousand,
-          row.medianMs && Math.round(row.medianMs),
-          row.slowMs && Math.round(row.slowMs),
-        ],
+      columns: COLUMNS,
+      rows: rows.map(({ name, score, difference, costPerThousand, medianMs, slowMs }) => [
+        ...[NAMES[name], ...cells(score), ...cells(difference)],
+        ...[round(costPerThousand, 4), round(medianMs, 0), round(slowMs, 0)],
       ]),
     },
   ]

@@ -30,8 +30,10 @@ export interface Moved {
   /** The name under which clients ask for it. */
   readonly model: string
   readonly base: string
-  /** The folder of the adapter, in the folder of the manifest; undefined if the job was not moved. */
+  /** The place of the adapter; undefined if the job was not moved. */
   readonly adapter?: string | undefined
+  /** True if it is the provider's own adapter. */
+  readonly isTaken?: boolean
   /** How it was trained and what differs, or why it was not moved. */
   readonly notes: readonly string[]
 }

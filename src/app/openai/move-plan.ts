@@ -3,58 +3,38 @@
 import { openGrader } from '../../api/export/measures.js'
 import type { GraderModel } from '../../api/index.js'
 import { LowrankError } from '../../core/base/errors.js'
-import { isObject } from '../../core/base/options.js'
 import type { Prompt } from './prompts.js'
-import type { Clause, Item, Job } from './provider.js'
+import type { Item, Job } from './provider.js'
 
-export type Planned =
-  | {
-      readonly kind: 'train'
-      readonly task: 'causal-lm' | 'dpo' | 'grpo'
-      readonly rows: readonly Item[]
-      readonly notes: readonly string[]
-    }
-  | { readonly kind: 'not moved'; readonly notes: readonly string[] }
-
-export interface Sources {
-  readonly job: Job
-  /** Allows rows that a provider's model wrote, after its clause was shown. */
-  readonly termsRead?: boolean | undefined
-  readonly clause: Clause
-  readonly training: readonly Prompt[]
-  readonly graderModels?: Readonly<Record<string, GraderModel>> | undefined
+export interface Planned {
+  /** undefined if the job is not moved. */
+  readonly task?: 'causal-lm' | 'dpo' | 'grpo'
+  readonly rows: readonly Item[]
+  /** What differs from the old job, or why it is not moved. */
+  readonly notes: readonly string[]
 }
+
+export type GraderModels = Readonly<Record<string, GraderModel>>
 
 const OURS = 'Epochs and seed are the job’s. The learning rate, the batch size and the rank are lowrank’s own'
 
-export function planMove({ job, training, graderModels, termsRead = false, clause }: Sources): Planned {
+export function planMove(job: Job, training: readonly Prompt[], graderModels?: GraderModels): Planned {
+  const notMoved = (why: string): Planned => ({ rows: [], notes: [`not moved: ${why}`] })
   const rows = training.map(({ row }) => row)
-  const notMoved = (why: string): Planned => ({ kind: 'not moved', notes: [why] })
   if (rows.length === 0) return notMoved('its training file is missing or has no rows that can be read')
-  const writers = [...new Set(rows.flatMap(({ source }) => (isObject(source) && source.provider) || []))]
-  if (writers.length > 0 && !termsRead) {
-    return notMoved(
-      `rows of its file were written by ${writers.join(', ')}. ${clause.text}: ${clause.url} (${clause.read}). \`termsRead: true\` allows them`,
-    )
-  }
-  const notes = [...writers.map((writer) => `some of its rows were written by a model of ${writer}`), OURS]
-  if (job.method === 'dpo') return { kind: 'train', task: 'dpo', rows, notes }
+  if (job.method === 'dpo') return { task: 'dpo', rows, notes: [OURS] }
+  const problem = job.method === 'reinforcement' ? problemOf(job.grader, graderModels) : undefined
+  if (job.method === 'reinforcement' && problem === undefined) return { task: 'grpo', rows, notes: [OURS] }
   const answered = training.filter(({ wanted }) => wanted !== undefined).map(({ row }) => row)
-  if (job.method === 'supervised') {
-    return answered.length > 0
-      ? { kind: 'train', task: 'causal-lm', rows: answered, notes }
-      : notMoved('its file has no answers')
-  }
-  const problem = problemOf(job.grader, graderModels)
-  if (problem === undefined) return { kind: 'train', task: 'grpo', rows, notes }
+  const why = problem && `its grader cannot run here (${problem})`
   if (answered.length === 0)
-    return notMoved(`its grader cannot run here (${problem}), and its file has no answers to learn from`)
-  const why = `its grader cannot run here (${problem}), so that it learned from the answers in its file`
-  return { kind: 'train', task: 'causal-lm', rows: answered, notes: [why, ...notes] }
+    return notMoved([why, 'its file has no answers to learn from'].filter(Boolean).join(', and '))
+  const notes = [...(why ? [`${why}, so that it learned from the answers in its file`] : []), OURS]
+  return { task: 'causal-lm', rows: answered, notes }
 }
 
 /** Why a grader cannot judge here. */
-export function problemOf(grader: unknown, models: Sources['graderModels'] = {}): string | undefined {
+export function problemOf(grader: unknown, models: GraderModels = {}): string | undefined {
   try {
     openGrader(grader, models)
     return undefined

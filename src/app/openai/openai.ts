@@ -43,13 +43,6 @@ export const openai: Provider = {
     }
   },
   jobOf,
-  clause: {
-    text:
-      'OpenAI’s business terms do not allow you to use what its models write to develop models that compete with its ' +
-      'products, with exceptions, such as models that sort or classify and are not given to others. We are no lawyers: read it',
-    url: 'https://openai.com/policies/services-agreement/',
-    read: '2026-12-02',
-  },
 }
 
 export function requireKey(name: string, key: string | undefined): string {

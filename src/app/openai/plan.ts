@@ -76,17 +76,21 @@ function filesIn(provider: Provider, lists: Known['lists']): Fetch[] {
     return {
       ...{ kind: 'file', path: provider.contentOf(id), name, purpose: String(purpose ?? 'named by a job or a batch') },
       to: `files/${safeName(id)}${extensionOf(name)}`,
-      bytes: typeof bytes === 'number' ? bytes : undefined,
+      // Together does not count the bytes of each file.
+      bytes: typeof bytes === 'number' && bytes > 0 ? bytes : undefined,
     }
   })
   const weights = itemsOf(provider, provider.jobs, lists).flatMap(({ item }): Fetch[] => {
     const path = provider.weightsOf?.(item)
     if (path === undefined) return []
-    const to = `weights/${safeName(item.id!)}.tar.zst`
+    const to = `${weightsOf(item.id!)}.tar.zst`
     return [{ kind: 'file', path, to, bytes: undefined, name: item.id!, purpose: 'trained weights' }]
   })
   return [...files, ...weights]
 }
+
+/** The place of a job's own adapter, for providers that give it away. */
+export const weightsOf = (job: string) => `weights/${safeName(job)}`
 
 /** Ids come from outside and become names of files. */
 export const safeName = (id: string) => id.replaceAll(/[^\w.-]/g, '_').replace(/^\.+/, '_')

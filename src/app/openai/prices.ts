@@ -1,5 +1,5 @@
 // What providers ask for fine-tuned models, so that a budget is kept before a request is sent. Prices change: `--prices
-// FILE` takes the place of this table.
+// FILE` takes the place of this table. It has no prices of Together's and Azure's own models.
 
 import { ConfigError, UnsupportedError } from '../../core/base/errors.js'
 import { isObject } from '../../core/base/options.js'
@@ -16,9 +16,12 @@ export interface Prices {
   readonly models: Readonly<Record<string, Price>>
 }
 
-/** Fine-tuned models on OpenAI's list, as pages quoted it in March and April 2026. The Batch API costs half. */
+/**
+ * Fine-tuned models on OpenAI's list (developers.openai.com/api/docs/pricing) as LiteLLM 1.110.2 has it, read on the
+ * day below. The Batch API costs half.
+ */
 export const PRICES: Prices = {
-  date: '2026-04-01',
+  date: '2026-12-03',
   models: {
     'gpt-4.1-nano': { input: 0.2, output: 0.8 },
     'gpt-4.1-mini': { input: 0.8, output: 3.2 },
@@ -68,17 +71,9 @@ export function worstCase(body: { readonly max_completion_tokens: number }, { in
   return (bytes * input + body.max_completion_tokens * output) / 1e6
 }
 
-export interface Usage {
-  readonly prompt_tokens: number
-  readonly completion_tokens: number
-}
-
-export function usageIn(value: unknown): Usage | undefined {
-  const { prompt_tokens, completion_tokens } = isObject(value) ? value : {}
-  const isUsage = typeof prompt_tokens === 'number' && typeof completion_tokens === 'number'
-  return isUsage ? { prompt_tokens, completion_tokens } : undefined
-}
-
-export function costOf({ prompt_tokens, completion_tokens }: Usage, { input, output }: Price): number {
-  return (prompt_tokens * input + completion_tokens * output) / 1e6
+/** What an answer did cost, in dollars; undefined if it does not say how many tokens it has. */
+export function costIn({ usage }: Readonly<Record<string, unknown>>, { input, output }: Price): number | undefined {
+  const { prompt_tokens: asked, completion_tokens: written } = isObject(usage) ? usage : {}
+  const isUsage = typeof asked === 'number' && typeof written === 'number'
+  return isUsage ? (asked * input + written * output) / 1e6 : undefined
 }

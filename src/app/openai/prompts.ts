@@ -106,20 +106,28 @@ export function foreignPart({ messages }: Request): string | undefined {
 }
 
 /** The answer of a message as text; calls as JSON. */
-export function textOfMessage({ content, tool_calls: calls }: Message): string {
-  if (Array.isArray(calls) && calls.length > 0) return JSON.stringify(callsIn(calls))
+export function textOfMessage(message: Message): string {
+  const { content } = message
+  if (callsOf(message).length > 0) return JSON.stringify(callsIn(callsOf(message)))
   if (typeof content === 'string') return content
   const parts = Array.isArray(content) ? content : []
   return parts.map((part) => (isObject(part) && typeof part.text === 'string' ? part.text : '')).join('')
 }
 
 /** Calls as names with parsed arguments, in a form in which equal calls are equal texts. */
-export function callsIn(calls: readonly unknown[]): { name: string; arguments: unknown }[] {
+function callsIn(calls: readonly unknown[]): { name: string; arguments: unknown }[] {
   return calls.map((call) => {
     const { function: called } = isObject(call) ? call : {}
     const { name, arguments: args } = isObject(called) ? called : {}
     return { name: String(name), arguments: inOrder(typeof args === 'string' ? jsonIn(args) : args) }
   })
+}
+
+export const callsOf = ({ tool_calls: calls }: Message): readonly unknown[] => (Array.isArray(calls) ? calls : [])
+
+/** True for the same calls in the same order: equal names, and arguments that are equal as values. */
+export function sameCalls(a: Message, b: Message): boolean {
+  return JSON.stringify(callsIn(callsOf(a))) === JSON.stringify(callsIn(callsOf(b)))
 }
 
 /** A value whose objects have their members in order. */

@@ -64,14 +64,4 @@ export interface Provider {
   jobOf(item: Item): Job | undefined
   /** The path of a job's trained weights, for providers that give them away. */
   weightsOf?(job: Item): string | undefined
-  /** What their terms say about training on what their models wrote. */
-  readonly clause: Clause
-}
-
-/** A clause of a provider's terms, in our words. */
-export interface Clause {
-  readonly text: string
-  readonly url: string
-  /** The day on which we read it. */
-  readonly read: string
 }

@@ -49,11 +49,4 @@ export const together: Provider = {
     if (status !== 'completed' || id === undefined) return undefined
     return `/finetune/download?ft_id=${encodeURIComponent(id)}${isAdapter ? '&checkpoint=adapter' : ''}`
   },
-  clause: {
-    text:
-      'Together’s terms, and the license of the model that wrote an answer, say what you may train on it. We are no ' +
-      'lawyers: read them',
-    url: 'https://www.together.ai/terms-of-service',
-    read: '2026-12-02',
-  },
 }

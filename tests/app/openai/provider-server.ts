@@ -13,7 +13,7 @@ export interface Asked {
   readonly body: string
 }
 
-type Answer = { status?: number; headers?: Record<string, string>; body?: unknown; cut?: number } | 'hang up'
+export type Answer = { status?: number; headers?: Record<string, string>; body?: unknown; cut?: number } | 'hang up'
 
 const jsonl = (rows: readonly object[]) => rows.map((row) => `${JSON.stringify(row)}\n`).join('')
 
@@ -56,7 +56,6 @@ const file = (id: string, filename: string, purpose: string, content: string) =>
     object: 'file',
     bytes: Buffer.byteLength(content),
     created_at: 1_750_000_000,
-    expires_at: null,
     filename,
     purpose,
   },
@@ -92,13 +91,17 @@ const completion = (i: number) => ({
   choices: [
     {
       ...{ index: 0, finish_reason: 'stop', logprobs: null },
-      message: { role: 'assistant', content: answerOf(i), refusal: null, tool_calls: null, annotations: [] },
+      message: { role: 'assistant', content: answerOf(i), refusal: null, annotations: [] },
     },
   ],
 })
 
 export class ProviderServer {
   readonly asked: Asked[] = []
+  /** What was answered with status 200 and JSON. */
+  readonly served: { readonly route: string; readonly body: unknown }[] = []
+  /** Answers of another provider, in the place of OpenAI's. */
+  own: ((method: string, path: string, query: URLSearchParams) => Answer | undefined) | undefined
   url = ''
   /** Answers that come before the usual ones, by path; each is used once. */
   readonly faults = new Map<string, Answer[]>()
@@ -161,13 +164,16 @@ export class ProviderServer {
     for await (const chunk of request) chunks.push(chunk as Buffer)
     const body = Buffer.concat(chunks).toString()
     const url = new URL(request.url!, this.url)
-    const path = url.pathname.replace(/^\/v1/, '')
+    const path = url.pathname.replace(/^.*\/v1/, '')
     this.asked.push({ method: request.method!, path: path + url.search, headers: request.headers, body })
     const fault = this.faults.get(path)?.shift()
-    const answer = fault ?? this.#answer(request.method!, path, url.searchParams, body)
+    const ours = this.own?.(request.method!, path, url.searchParams)
+    const answer = fault ?? ours ?? this.#answer(request.method!, path, url.searchParams, body)
     if (answer === 'hang up') return void response.destroy()
     const { status = 200, headers = {}, body: sent = {}, cut } = answer
-    const bytes = typeof sent === 'string' ? sent : JSON.stringify(sent)
+    if (fault === undefined && status === 200 && !path.endsWith('/content') && !(sent instanceof Uint8Array))
+      this.served.push({ route: `${request.method} ${path}`, body: JSON.parse(JSON.stringify(sent)) })
+    const bytes = typeof sent === 'string' || sent instanceof Uint8Array ? sent : JSON.stringify(sent)
     const seen = { 'openai-organization': 'org-acme', 'openai-project': 'proj_shop', 'x-request-id': 'req_test' }
     response.writeHead(status, { 'content-type': 'application/json', ...seen, ...headers })
     if (cut === undefined) return void response.end(bytes)
@@ -187,10 +193,8 @@ export class ProviderServer {
         ? all.findIndex((item) => (item as { id: string }).id === query.get('after')) + 1
         : 0
       const data = all.slice(from, from + Math.min(most, Number(query.get('limit') ?? 20)))
-      const ends = {
-        first_id: (data[0] as { id?: string })?.id ?? null,
-        last_id: (data.at(-1) as { id?: string })?.id ?? null,
-      }
+      const [first, last] = [data[0], data.at(-1)] as { id: string }[]
+      const ends = first === undefined ? {} : { first_id: first.id, last_id: last.id }
       return { body: { object: 'list', data, ...ends, has_more: from + data.length < all.length } }
     }
     if (path === '/fine_tuning/jobs') return page(this.jobs)
@@ -235,12 +239,27 @@ export class ProviderServer {
       const data = [{ id: OLD_MODEL, object: 'model', created: 1, owned_by: 'acme', shutdown_date: '2027-01-14' }]
       return { body: { object: 'list', data } }
     }
-    if (path === '/evals')
-      return page([{ id: 'eval_1', object: 'eval', name: 'numbers', testing_criteria: [], metadata: null }])
-    if (path === '/evals/eval_1/runs')
-      return page([{ id: 'evalrun_1', object: 'eval.run', status: 'completed', eval_id: 'eval_1' }])
-    if (path === '/evals/eval_1/runs/evalrun_1/output_items')
-      return page([1, 2, 3].map((n) => ({ id: `out_${n}`, object: 'eval.run.output_item', status: 'pass' })))
+    const error = { code: '', message: '' }
+    const of = { created_at: 1_750_000_000, eval_id: 'eval_1' }
+    const source = { type: 'jsonl', source: { type: 'file_id', id: 'file-valid' } }
+    if (path === '/evals') {
+      const asked = { data_source_config: { type: 'custom', schema: {} }, testing_criteria: [], metadata: null }
+      return page([{ id: 'eval_1', object: 'eval', name: 'numbers', created_at: 1_750_000_000, ...asked }])
+    }
+    if (path === '/evals/eval_1/runs') {
+      const counts = { total: 3, errored: 0, failed: 0, passed: 3 }
+      const about = { ...of, model: OLD_MODEL, name: 'first', report_url: '', data_source: source, metadata: null }
+      const results = { result_counts: counts, per_model_usage: [], per_testing_criteria_results: [], error }
+      return page([{ id: 'evalrun_1', object: 'eval.run', status: 'completed', ...about, ...results }])
+    }
+    if (path === '/evals/eval_1/runs/evalrun_1/output_items') {
+      const usage = { total_tokens: 1, completion_tokens: 1, prompt_tokens: 0, cached_tokens: 0 }
+      const settings = { temperature: 0, max_completion_tokens: 9, top_p: 1, seed: 1 }
+      const sample = { input: [], output: [], finish_reason: 'stop', model: OLD_MODEL, usage, error, ...settings }
+      const about = { ...of, run_id: 'evalrun_1', datasource_item: {}, results: [], sample }
+      const item = (n: number) => ({ id: `out_${n}`, datasource_item_id: n, ...about, status: 'pass' })
+      return page([1, 2, 3].map((n) => ({ object: 'eval.run.output_item', ...item(n) })))
+    }
     return missing('not_found')
   }
 
@@ -287,6 +306,8 @@ export class ProviderServer {
     const batch = {
       id: `batch_${this.batches.length}`,
       object: 'batch',
+      completion_window: '24h',
+      created_at: 1_750_000_000,
       endpoint: '/v1/chat/completions',
       input_file_id,
       metadata,

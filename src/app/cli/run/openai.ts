@@ -109,6 +109,7 @@ export const openaiMove = defineCommand({
     termsRead: toggle('train on rows that a provider’s model wrote too; read its clause first'),
     chatTemplate: text('FILE', 'a chat template (Jinja), in the place of the base’s'),
     ...flags('TrainOptions', 'graderModels', 'threads'),
+    ...flags('EvaluateOptions', 'judge', 'judgeModel'),
     maxTokens: single('N', 'the most tokens of an answer. Default: 512', readNumber),
     machine: single('DOLLARS', 'what an hour of this machine costs, for the table of costs', readNumber),
     json: JSON_OPTION,
@@ -121,6 +122,7 @@ export const openaiMove = defineCommand({
       node.moveJobs({
         ...options,
         ...{ dir, provider: node[provider], chatTemplate: template, dollarsPerHour: machine, signal },
+        judgeKey: process.env.LOWRANK_JUDGE_KEY,
         ...(base.length > 0 && { bases: base }),
         on: {
           step: ({ step, totalSteps, loss }, job) =>

@@ -2,13 +2,15 @@
 
 import { createHash } from 'node:crypto'
 import { closingOnError } from '../../../core/base/bytes.js'
+import { FormatError, UnsupportedError } from '../../../core/base/errors.js'
 import { isObject } from '../../../core/base/options.js'
 import type { ToolProgress } from '../../../core/base/progress.js'
-import { ask, inPool, Refusal } from '../client.js'
 import { exportPage, type FileEntry, type Missing, meaningOf, type Seen } from '../manifest.js'
 import { type Fetch, placeOf, planExport } from '../plan.js'
 import type { Connection, Environment, Item, Provider } from '../provider.js'
+import { ask, inPool, Refusal } from './client.js'
 import { Folder } from './folder.js'
+import { unpackAdapter } from './unpack.js'
 
 export interface ExportOptions {
   /** The new or earlier folder. */
@@ -128,6 +130,7 @@ class Run {
       const entry = await ask(this.connection, path, (answer) => this.#save(answer, to, bytes), { signal: this.signal })
       const files = { ...this.folder.manifest.files, [to]: { ...entry, name, purpose } }
       await this.folder.save({ files })
+      if (to.startsWith('weights/')) await unpackAdapter(this.folder, to, to.replace('.tar.zst', ''))
     } catch (error) {
       this.#miss(error, path, 'file')
     }
@@ -154,9 +157,12 @@ class Run {
   }
 
   #miss(error: unknown, path: string, kind: 'list' | 'file', isThere = false): void {
-    if (!(error instanceof Refusal)) throw error
+    const isOfArchive = error instanceof FormatError || error instanceof UnsupportedError
+    if (!(error instanceof Refusal) && !isOfArchive) throw error
     if (isThere) return
-    const what = `${meaningOf(error.status, kind)} (${error.got})`
-    this.missing = [...this.missing, { path, status: error.status, what }]
+    const { status, what } = isOfArchive
+      ? { status: 200, what: `the archive is here, but not unpacked: ${error.message}` }
+      : { status: error.status, what: `${meaningOf(error.status, kind)} (${error.got})` }
+    this.missing = [...this.missing, { path, status, what }]
   }
 }

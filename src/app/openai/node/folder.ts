@@ -55,6 +55,13 @@ export class Folder {
     }
   }
 
+  /** Takes the folder of an export while `work` goes on. */
+  static async use<T>(folder: string, provider: string, work: (folder: Folder) => Promise<T>): Promise<T> {
+    await Folder.open(folder)
+    const taken = await Folder.take(folder, provider)
+    return work(taken).finally(() => taken.close())
+  }
+
   /** Opens a folder to read it. @throws FileError if `export` has not made it */
   static async open(folder: string): Promise<Folder> {
     if (existsSync(path.join(folder, MANIFEST))) return new Folder(folder, await readManifest(folder), undefined)

@@ -6,6 +6,12 @@ import type { Folder } from './folder.js'
 
 const LEDGER = 'ledger.jsonl'
 
+/** A batch that was sent: its model, and the keys of its prompts. */
+export interface SentBatch {
+  readonly model: string
+  readonly keys: readonly string[]
+}
+
 interface Entry {
   readonly id: string
   /** The most that it can cost, in dollars. */
@@ -13,11 +19,13 @@ interface Entry {
   /** What it did cost, in dollars. */
   readonly cost?: number
   readonly at: string
+  readonly batch?: SentBatch | undefined
 }
 
 export class Ledger {
   readonly #dollars = new Map<string, number>()
-  readonly #open = new Set<string>()
+  /** Batches whose cost is not known. */
+  readonly batches = new Map<string, SentBatch>()
 
   private constructor(
     private readonly folder: Folder,
@@ -31,11 +39,7 @@ export class Ledger {
       throw new ConfigError({ where: 'budget', what: 'nothing is sent without a budget', hint })
     }
     const ledger = new Ledger(folder, budget)
-    for (const { id, reserved, cost } of (await folder.lines(LEDGER)) as unknown as Entry[]) {
-      ledger.#dollars.set(id, cost ?? reserved ?? 0)
-      if (cost === undefined) ledger.#open.add(id)
-      else ledger.#open.delete(id)
-    }
+    for (const entry of (await folder.lines(LEDGER)) as unknown as Entry[]) ledger.#enter(entry)
     return ledger
   }
 
@@ -43,28 +47,32 @@ export class Ledger {
     return [...this.#dollars.values()].reduce((sum, dollars) => sum + dollars, 0)
   }
 
-  /** True if it is reserved, and nothing is known of what it did cost. */
-  isOpen(id: string): boolean {
-    return this.#open.has(id)
-  }
-
   fits(dollars: number): boolean {
     return this.spent + dollars <= this.budget
   }
 
   /** Returns false, and reserves nothing, if the budget does not have as much. */
-  async reserve(id: string, reserved: number): Promise<boolean> {
+  async reserve(id: string, reserved: number, batch?: SentBatch): Promise<boolean> {
     if (!this.fits(reserved)) return false
-    // It counts from now on, so that requests at the same time cannot take the same dollars.
-    this.#dollars.set(id, reserved)
-    this.#open.add(id)
-    await this.folder.append(LEDGER, { id, reserved, at: new Date().toISOString() } satisfies Entry)
+    await this.#write({ id, reserved, batch })
     return true
   }
 
-  async settle(id: string, cost: number): Promise<void> {
-    await this.folder.append(LEDGER, { id, cost, at: new Date().toISOString() } satisfies Entry)
-    this.#dollars.set(id, cost)
-    this.#open.delete(id)
+  settle(id: string, cost: number): Promise<void> {
+    return this.#write({ id, cost })
+  }
+
+  /** It counts before it is written, so that no two requests take the same dollars. */
+  async #write(entry: Omit<Entry, 'at'>): Promise<void> {
+    const dated = { ...entry, at: new Date().toISOString() }
+    if (entry.cost === undefined) this.#enter(dated)
+    await this.folder.append(LEDGER, dated)
+    this.#enter(dated)
+  }
+
+  #enter({ id, reserved = 0, cost, batch }: Entry): void {
+    this.#dollars.set(id, cost ?? reserved)
+    if (batch !== undefined) this.batches.set(id, batch)
+    if (cost !== undefined) this.batches.delete(id)
   }
 }

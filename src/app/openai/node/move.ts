@@ -1,29 +1,23 @@
 // Trains the jobs of a folder on a base, and compares the results with the old models.
 
 import { existsSync } from 'node:fs'
-import { appendFile } from 'node:fs/promises'
+import { appendFile, readFile } from 'node:fs/promises'
 import { freemem } from 'node:os'
-import type { GraderModel, StepEvent, ToolProgress } from '../../../api/index.js'
+import { checkJudge, type JudgeSettings } from '../../../api/export/measures.js'
+import type { StepEvent, ToolProgress, TrainOptions } from '../../../api/index.js'
 import { train } from '../../../api/node.js'
 import { LowrankError, messageOf } from '../../../core/base/errors.js'
+import { isObject, jsonIn } from '../../../core/base/options.js'
 import { createHandler } from '../../../serve/node/entry.js'
-import { inPool } from '../client.js'
-import {
-  AGREEMENT,
-  type Answer,
-  type Answered,
-  type Comparison,
-  type Contestant,
-  compare,
-  measureOf,
-  sectionOf,
-} from '../compare.js'
+import { type Answer, type Answered, type Comparison, type Contestant, compare, sectionsOf } from '../compare.js'
 import type { Moved } from '../manifest.js'
-import { baseThatFits, planMove, problemOf } from '../move-plan.js'
-import { safeName } from '../plan.js'
+import { measuresOf } from '../measures.js'
+import { baseThatFits, type GraderModels, planMove } from '../move-plan.js'
+import { safeName, weightsOf } from '../plan.js'
 import { lastUserText, type Message, type Prompt } from '../prompts.js'
 import type { Item, Provider } from '../provider.js'
 import { redact } from '../redact.js'
+import { AT_ONCE, inPool } from './client.js'
 import { Folder } from './folder.js'
 import { type JobPrompts, readJobs, unseenTraffic } from './jobs.js'
 import { keyOf, RECORDED, type Recorded, sentOf } from './record.js'
@@ -40,7 +34,11 @@ export interface MoveOptions {
   /** Trains on rows that a provider's model wrote too. Read the provider's clause first. */
   readonly termsRead?: boolean | undefined
   /** What answers for the models that graders name. */
-  readonly graderModels?: Readonly<Record<string, GraderModel>> | undefined
+  readonly graderModels?: GraderModels | undefined
+  /** A server with OpenAI's API, up to /v1, whose model `judgeModel` compares answers too. */
+  readonly judge?: string | undefined
+  readonly judgeModel?: string | undefined
+  readonly judgeKey?: string | undefined
   /** The most tokens of an answer in the comparison. Default 512. */
   readonly maxTokens?: number | undefined
   /** What an hour of this machine costs, in dollars. */
@@ -52,49 +50,39 @@ export interface MoveOptions {
 }
 
 export interface MovedJob extends Moved {
+  /** By what was compared: the prompts, and the measure. */
   readonly comparisons: Readonly<Record<string, Comparison>>
 }
 
 const HOLD_OUT = 10
+const SEEN = 'a tenth of the training file, which the old model has seen, so that only base and adapter are compared'
 const WARNING =
   'This adapter has learned from your customers’ words, and can repeat them. Share it as you would share the chats.'
 
 /**
  * Trains each job of the folder again, from the owner's own files and by the job's method, and compares. A job that is
- * done already is only compared. Writes comparison.html.
+ * done already is only compared, and one whose weights were taken home is not trained. Writes comparison.html.
  *
  * @throws what `train` throws for a base that cannot be trained. What is wrong with a single job is in its notes
  */
 export async function moveJobs(options: MoveOptions): Promise<MovedJob[]> {
   const { dir, provider, bases = [baseThatFits(process.availableMemory?.() ?? freemem())] } = options
-  await (await Folder.open(dir)).close()
-  const folder = await Folder.take(dir, provider.name)
-  try {
-    const jobs = await readJobs(folder, provider, await folder.lists())
+  const judging = checkJudge(options.judge, options.judgeModel, options.judgeKey)
+  return Folder.use(dir, provider.name, async (folder) => {
+    const jobs = await readJobs(folder, provider)
     const results: MovedJob[] = []
     for (const base of bases) {
-      for (const job of jobs) {
-        const { moved, rest } = await new Mover(folder, base, job, options).run()
-        results.push({ ...moved, comparisons: rest })
-      }
+      for (const job of jobs) results.push(await new Mover(folder, base, job, options).run(judging))
     }
     await folder.write('comparison.json', `${JSON.stringify(results, null, 2)}\n`)
-    await folder.writePage('comparison.html', {
-      title: 'Is it as good?',
-      command: 'openai',
-      sections: results.flatMap(({ job, model, base, notes, comparisons }) => [
-        {
-          kind: 'facts' as const,
-          title: `${model} on ${base}`,
-          facts: [['job', job], ...notes.map((note) => ['note', note] as const)],
-        },
-        ...Object.entries(comparisons).flatMap(([title, comparison]) => sectionOf(title, comparison)),
-      ]),
+    const sections = results.flatMap(({ job, model, base, notes, comparisons }) => {
+      const facts = [['job', job] as const, ...notes.map((note) => ['note', note] as const)]
+      const compared = Object.entries(comparisons).flatMap(([title, comparison]) => sectionsOf(title, comparison))
+      return [{ kind: 'facts' as const, title: `${model} on ${base}`, facts }, ...compared]
     })
+    await folder.writePage('comparison.html', { title: 'Is it as good?', command: 'openai', sections })
     return results
-  } finally {
-    await folder.close()
-  }
+  })
 }
 
 class Mover {
@@ -109,83 +97,74 @@ class Mover {
     this.#place = `moved/${safeName(base)}/${safeName(from.job.id)}`
   }
 
-  async run(): Promise<{ moved: Moved; rest: Record<string, Comparison> }> {
-    const { job } = this.from
-    const { heldOut, training, title, sees } = this.#split()
-    const done = this.folder.manifest.moved.find(
-      (moved) => moved.job === job.id && moved.base === this.base && moved.adapter,
-    )
-    const moved = done ?? (await this.#train({ ...this.from, training }))
-    if (moved.adapter === undefined) return { moved, rest: {} }
-    const rest: Record<string, Comparison> = {}
-    const answered = await this.#answer(heldOut, moved.adapter)
-    const { graderModels = {}, dollarsPerHour } = this.options
-    const hasOld = sees === 'nobody' && answered.some(({ answers }) => answers.old !== undefined)
-    const contestants: Contestant[] = hasOld ? ['old', 'base', 'new'] : ['base', 'new']
-    const grader = problemOf(job.grader, graderModels) === undefined ? job.grader : undefined
-    const measure = title === 'stored chats' ? AGREEMENT : measureOf({ ...job, grader }, heldOut, graderModels)
-    // Agreement with itself says nothing about the old model.
-    const shown = measure === AGREEMENT ? (['base', 'new'] as const) : contestants
-    if (heldOut.length > 0) rest[title] = await compare(answered, shown, measure, dollarsPerHour)
-    return { moved, rest }
+  async run(judge: JudgeSettings | undefined): Promise<MovedJob> {
+    const { job, prompts } = this.from
+    const comparisons: Record<string, Comparison> = {}
+    const { graderModels } = this.options
+    const traffic = prompts['held-out'].length > 0 ? [] : unseenTraffic(this.from)
+    const [training, tenth] =
+      prompts['held-out'].length + traffic.length > 0 ? [prompts.training, []] : split(prompts.training)
+    const [shown, title] =
+      tenth.length > 0
+        ? [tenth, SEEN]
+        : traffic.length > 0
+          ? [traffic, 'stored chats']
+          : [prompts['held-out'], 'held-out prompts']
+    const done = this.folder.manifest.moved.find(({ job: id, base }) => id === job.id && base === this.base)
+    const moved = (await this.#taken()) ?? (done?.adapter ? done : await this.#train(training))
+    if (moved.adapter === undefined || moved.isTaken || shown.length === 0) return { ...moved, comparisons }
+    const answered = await this.#answer(shown, moved.adapter)
+    const hasOld = title !== SEEN && answered.some(({ answers }) => answers.old !== undefined)
+    for (const measure of measuresOf(job, shown, { isTraffic: traffic.length > 0, graderModels, judge })) {
+      // Agreement with itself says nothing about the old model.
+      const names: Contestant[] = hasOld && !measure.isAgainstOld ? ['old', 'base', 'new'] : ['base', 'new']
+      comparisons[`${title}: ${measure.name}`] = await compare(answered, names, measure)
+    }
+    return { ...moved, comparisons }
   }
 
-  /** The prompts to compare on, and those that are left to train on. */
-  #split(): { heldOut: readonly Prompt[]; training: readonly Prompt[]; title: string; sees: 'nobody' | 'old' } {
-    const { heldOut, training } = this.from
-    if (heldOut.length > 0) return { heldOut, training, title: 'held-out prompts', sees: 'nobody' }
-    const traffic = unseenTraffic(this.from)
-    if (traffic.length > 0) return { heldOut: traffic, training, title: 'stored chats', sees: 'nobody' }
-    const kept = training.filter((_, i) => i % HOLD_OUT !== HOLD_OUT - 1)
-    const seen = new Set(kept.map(({ request }) => lastUserText(request)))
-    const split = training.filter((prompt) => !kept.includes(prompt) && !seen.has(lastUserText(prompt.request)))
-    const title =
-      'a tenth of the training file, which the old model has seen, so that only base and adapter are compared'
-    return { heldOut: split, training: kept, title, sees: 'old' }
+  /** The provider gave the job's own adapter, so that there is nothing to train. */
+  async #taken(): Promise<Moved | undefined> {
+    const { id, model } = this.from.job
+    const place = weightsOf(id)
+    if (!this.folder.has(`${place}/adapter_config.json`)) return undefined
+    const config = jsonIn(await readFile(this.folder.at(`${place}/adapter_config.json`), 'utf8'))
+    const base = String(isObject(config) ? config.base_model_name_or_path : undefined)
+    const notes = [`the provider’s own adapter of ${base}, as it was taken home; it was not trained again`]
+    return this.#save({ job: id, model, base, adapter: place, notes, isTaken: true })
   }
 
-  async #train(sources: JobPrompts): Promise<Moved> {
-    const { job } = sources
-    const { graderModels, chatTemplate, threads, signal, termsRead, provider } = this.options
-    const planned = planMove({ ...sources, graderModels, termsRead, clause: provider.clause })
-    const { id, model } = job
-    if (planned.kind === 'not moved') return this.#note({ job: id, model, base: this.base, notes: planned.notes })
+  async #train(training: readonly Prompt[]): Promise<Moved> {
+    const { job, prompts } = this.from
+    const { graderModels, chatTemplate, threads, signal, termsRead, on } = this.options
+    const { task, rows, notes } = planMove(job, training, graderModels)
+    const about = { job: job.id, model: job.model, base: this.base }
+    if (task === undefined) return this.#save({ ...about, notes })
     const out = this.folder.at(this.#place)
-    const options = {
-      ...{ model: this.base, task: planned.task, epochs: job.epochs, chatTemplate, threads, signal },
-      ...{ data: await this.#write('training', planned.rows), out },
+    const heldOut = task === 'grpo' ? [] : prompts['held-out'].map(({ row }) => row)
+    const options: TrainOptions = {
+      ...{ model: this.base, task, chatTemplate, threads, signal, termsRead, out },
+      ...(job.epochs !== undefined && { epochs: job.epochs }),
       ...(job.seed !== undefined && { config: { seed: job.seed } }),
-      ...(planned.task === 'grpo' && { rewards: [job.grader] as never, graderModels }),
-      ...(planned.task !== 'grpo' && this.from.heldOut.length > 0 && { evalData: await this.#evaluationRows() }),
-      on: { step: (event: StepEvent) => this.options.on?.step?.(event, id) },
+      ...(task === 'grpo' && { rewards: [job.grader as never], graderModels }),
+      data: await this.#write('training', rows),
+      ...(heldOut.length > 0 && { evalData: await this.#write('validation', heldOut) }),
+      on: { step: (event) => on?.step?.(event, job.id) },
     }
     try {
       // A run that was stopped goes on; one that cannot begins again.
       const first = existsSync(out) ? await train({ ...options, resume: true }).catch(() => undefined) : undefined
       const { report } = first ?? (await train({ ...options, overwrite: existsSync(out) }))
       signal?.throwIfAborted()
-      const notes = [
-        ...planned.notes,
-        `${report.steps} steps of ${planned.task} on ${planned.rows.length} rows of the owner’s file`,
-      ]
-      await appendFile(`${out}/README.md`, cardOf(job.model, notes))
-      return this.#note({ job: id, model, base: this.base, adapter: this.#place, notes })
+      const said = [...notes, `${report.steps} steps of ${task} on ${rows.length} rows of the owner’s file`]
+      const lines = [`Takes the place of \`${job.model}\`.`, ...said, WARNING].map((line) => `- ${line}\n`)
+      await appendFile(`${out}/README.md`, `\n## Where it comes from\n\n${lines.join('')}`)
+      return await this.#save({ ...about, adapter: this.#place, notes: said })
     } catch (error) {
-      if (
-        signal?.aborted ||
-        !(error instanceof LowrankError) ||
-        !['DATA', 'CONFIG', 'UNSUPPORTED'].includes(error.code)
-      )
-        throw error
-      return this.#note({ job: id, model, base: this.base, notes: [`not moved: ${messageOf(error)}`] })
+      const isOfJob = error instanceof LowrankError && ['DATA', 'CONFIG', 'UNSUPPORTED'].includes(error.code)
+      if (signal?.aborted || !isOfJob) throw error
+      return this.#save({ ...about, notes: [`not moved: ${messageOf(error)}`] })
     }
-  }
-
-  #evaluationRows(): Promise<string> {
-    return this.#write(
-      'validation',
-      this.from.heldOut.map(({ row }) => row),
-    )
   }
 
   async #write(name: string, rows: readonly Item[]): Promise<string> {
@@ -195,7 +174,7 @@ class Mover {
     return this.folder.at(place)
   }
 
-  async #note(moved: Moved): Promise<Moved> {
+  async #save(moved: Moved): Promise<Moved> {
     const others = this.folder.manifest.moved.filter(({ job, base }) => job !== moved.job || base !== moved.base)
     await this.folder.save({ moved: [...others, moved] })
     return moved
@@ -203,80 +182,70 @@ class Mover {
 
   /** Answers of all: the old ones as recorded, ours by the server that clients will ask. */
   async #answer(prompts: readonly Prompt[], adapter: string): Promise<Answered[]> {
-    const { model } = this.from.job
-    const cache = `${adapter}.answers.jsonl`
-    const ours = new Map<string, Answer>()
-    for (const { key, name, ...answer } of (await this.folder.lines(cache)) as unknown as (Answer & {
-      key: string
-      name: string
-    })[])
-      ours.set(`${name} ${key}`, answer)
-    const recorded = ((await this.folder.lines(RECORDED)) as unknown as Recorded[]).filter(
-      (line) => line.model === model,
-    )
-    const old = new Map(recorded.map((line) => [line.key, line]))
+    const { model, id } = this.from.job
+    const { dollarsPerHour, signal, on } = this.options
+    const recorded = (await this.folder.lines(RECORDED)) as unknown as Recorded[]
+    const old = new Map(recorded.filter((line) => line.model === model).map((line) => [line.key, line]))
+    const place = `${adapter}.answers.jsonl`
+    const kept = (await this.folder.lines(place)) as unknown as (Answer & { key: string; name: Contestant })[]
+    const ours = new Map(kept.map(({ key, name, ...answer }) => [`${name} ${key}`, answer as Answer]))
     const keyed = prompts.map((prompt) => ({ prompt, key: keyOf(model, prompt.request) }))
-    const left = keyed.flatMap(({ prompt, key }) =>
-      (['base', 'new'] as const).filter((name) => !ours.has(`${name} ${key}`)).map((name) => ({ prompt, key, name })),
-    )
-    if (left.length > 0) {
-      const { chatTemplate, threads, maxTokens = 512, on } = this.options
-      const session = threads === undefined ? undefined : { threads }
-      const adapters = { [model]: this.folder.at(adapter) }
-      const handler = await createHandler({
-        model: this.base,
-        adapters: adapters as never,
-        servedModelName: 'the base',
-        chatTemplate,
-        session,
+    const all = keyed.flatMap((asked) => (['base', 'new'] as const).map((name) => ({ ...asked, name })))
+    const left = all.filter(({ key, name }) => !ours.has(`${name} ${key}`))
+    const handler = left.length === 0 ? undefined : await this.#serve(adapter)
+    let done = 0
+    try {
+      await inPool(left, async ({ prompt, key, name }) => {
+        signal?.throwIfAborted()
+        const startedAt = performance.now()
+        const limits = { temperature: 0, max_completion_tokens: this.options.maxTokens ?? 512 }
+        const body = { ...sentOf(prompt.request), model: name === 'new' ? model : 'the base', ...limits }
+        const given = await askHandler(handler!, body)
+        if (given !== undefined) {
+          const answer = { ...given, ms: performance.now() - startedAt }
+          ours.set(`${name} ${key}`, answer)
+          await this.folder.append(place, { key, name, ...answer })
+        }
+        on?.progress?.({ done: ++done, total: left.length, name: id })
       })
-      let done = 0
-      try {
-        await inPool(left, async ({ prompt, key, name }) => {
-          this.options.signal?.throwIfAborted()
-          const body = {
-            ...sentOf(prompt.request),
-            model: name === 'new' ? model : 'the base',
-            temperature: 0,
-            max_completion_tokens: maxTokens,
-          }
-          const answer = await askHandler(handler, body)
-          if (answer !== undefined) {
-            ours.set(`${name} ${key}`, answer)
-            await this.folder.append(cache, { key, name, ...answer })
-          }
-          on?.progress?.({ done: ++done, total: left.length, name: this.from.job.id })
-        })
-      } finally {
-        await handler.close()
-      }
+    } finally {
+      await handler?.close()
     }
-    return keyed.map(({ prompt, key }) => ({
-      prompt,
-      answers: { old: old.get(key), base: ours.get(`base ${key}`), new: ours.get(`new ${key}`) },
-    }))
+    const costly = (answer: Answer | undefined) => {
+      // As many answers are written together as are asked for at once.
+      const cost = answer && dollarsPerHour && (dollarsPerHour * answer.ms!) / 3_600_000 / AT_ONCE
+      return answer && { ...answer, cost }
+    }
+    return keyed.map(({ prompt, key }) => {
+      const [base, own] = ['base', 'new'].map((name) => costly(ours.get(`${name} ${key}`)))
+      return { prompt, answers: { old: old.get(key), base, new: own } }
+    })
+  }
+
+  #serve(adapter: string) {
+    const { chatTemplate, threads } = this.options
+    return createHandler({
+      ...{ model: this.base, servedModelName: 'the base', chatTemplate },
+      adapters: { [this.from.job.model]: this.folder.at(adapter) } as never,
+      session: threads === undefined ? undefined : { threads },
+    })
   }
 }
 
-/** Asks our own server; undefined if it refuses the request. */
-export async function askHandler(
-  handler: (request: Request) => Promise<Response>,
-  body: object,
-): Promise<Answer | undefined> {
-  const startedAt = performance.now()
-  const response = await handler(
-    new Request('http://localhost/v1/chat/completions', {
-      method: 'POST',
-      headers: { 'content-type': 'application/json' },
-      body: JSON.stringify(body),
-    }),
-  )
-  const { choices } = (await response.json()) as { choices?: { message: Message; finish_reason: string }[] }
-  if (!response.ok || choices === undefined) return undefined
-  return { answer: choices[0].message, finish: choices[0].finish_reason, ms: performance.now() - startedAt }
+/** The rows to train on, and a tenth of the prompts, none of whose questions is in a row that is trained on. */
+function split(training: readonly Prompt[]): [Prompt[], Prompt[]] {
+  const isOut = (i: number) => i % HOLD_OUT === HOLD_OUT - 1
+  const kept = training.filter((_, i) => !isOut(i))
+  const seen = new Set(kept.map(({ request }) => lastUserText(request)))
+  return [kept, training.filter(({ request }, i) => isOut(i) && !seen.has(lastUserText(request)))]
 }
 
-function cardOf(model: string, notes: readonly string[]): string {
-  const lines = [`Takes the place of \`${model}\`.`, ...notes, WARNING].map((line) => `- ${line}`)
-  return `\n## Where it comes from\n\n${lines.join('\n')}\n`
+/** Asks our own server; undefined if it refuses the request. */
+async function askHandler(handler: (request: Request) => Promise<Response>, body: object): Promise<Answer | undefined> {
+  const headers = { 'content-type': 'application/json' }
+  const init = { method: 'POST', headers, body: JSON.stringify(body) }
+  const response = await handler(new Request('http://localhost/v1/chat/completions', init))
+  const { choices } = (await response.json()) as { choices?: { message: Message; finish_reason: string }[] }
+  if (!response.ok || choices === undefined) return undefined
+  return { answer: choices[0].message, finish: choices[0].finish_reason }
 }

@@ -1,14 +1,15 @@
 // Requests to a provider: repeated as its answers ask for it, and without redirects that would carry a key elsewhere.
 
-import { LowrankError, messageOf, RuntimeError } from '../../core/base/errors.js'
-import { isObject, jsonIn, withoutPassword } from '../../core/base/options.js'
-import type { Connection } from './provider.js'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { LowrankError, messageOf, RuntimeError } from '../../../core/base/errors.js'
+import { isObject, jsonIn, withoutPassword } from '../../../core/base/options.js'
+import type { Connection, Item } from '../provider.js'
 
 const TRIES = 6
 const SECONDS = 600
 const WAIT_MS = 500
 const MOST_WAIT_MS = 60_000
-const AT_ONCE = 4
+export const AT_ONCE = 4
 
 /** An answer that repeating does not change, such as 403 and 404. */
 export class Refusal extends RuntimeError {
@@ -73,9 +74,12 @@ export async function ask<T>(
         throw new Refusal(where, 0, `no whole answer: ${messageOf((cause as Error).cause ?? cause)}`, undefined)
       waitMs = waitOf(new Headers(), attempt)
     }
-    await pause(waitMs, signal)
+    await sleep(waitMs, undefined, { signal })
   }
 }
+
+export const askJson = (connection: Connection, path: string, options?: AskOptions) =>
+  ask(connection, path, async (answer) => (await answer.json()) as Item, options)
 
 /** Another server than the provider's, such as one that stores files, gets no key. */
 async function follow(url: string, init: RequestInit): Promise<Response> {
@@ -108,19 +112,6 @@ function waitOf(headers: Headers, attempt: number): number {
     Date.parse(after) - Date.now(),
   ].find((ms) => Number.isFinite(ms) && ms >= 0)
   return said ?? Math.min(MOST_WAIT_MS, WAIT_MS * 2 ** (attempt - 1))
-}
-
-function pause(ms: number, signal: AbortSignal | undefined): Promise<void> {
-  return new Promise((resolve, reject) => {
-    signal?.throwIfAborted()
-    const end = () => reject(signal!.reason)
-    const timer = setTimeout(() => {
-      signal?.removeEventListener('abort', end)
-      resolve()
-    }, ms)
-    signal?.addEventListener('abort', () => clearTimeout(timer), { once: true })
-    signal?.addEventListener('abort', end, { once: true })
-  })
 }
 
 /** After an error nothing more is begun, and what has begun ends before the error is thrown. */
