@@ -20,9 +20,6 @@ import { type LoraConfig, scalingOf } from './config.js'
  */
 export type PartKind = 'linear' | 'embedding' | 'convolution' | 'parameter' | 'replacement' | 'token-rows'
 
-/** The kind `embedding`, for src/train, which must not name the task of this name (tests/structure/layers.test.ts). */
-export const EMBEDDING = 'embedding' satisfies PartKind
-
 /** The role of a tensor in its part: a factor, a vector beside the factors, or values that replace the base's. */
 export type TensorRole = 'weightA' | 'weightB' | 'magnitude' | 'biasB' | 'weight'
 

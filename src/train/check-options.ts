@@ -5,7 +5,6 @@ import { adviceOn } from '../core/base/words.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import { type LoraConfig, resolveConfig } from '../lora/config.js'
 import { DRAWN_INITS, type Init } from '../lora/init/inits.js'
-import { EMBEDDING } from '../lora/part.js'
 import { requireHandled, requirePlainConfig } from '../lora/requirements.js'
 import { doraOfEmbedding } from '../model/place/place.js'
 import { baseNameOf } from './about-run.js'
@@ -67,8 +66,8 @@ function checkInit(init: Init): void {
 }
 
 function checkAdapter(adapter: LoraAdapter): void {
-  requireHandled(adapter, ['linear', EMBEDDING, 'parameter', 'replacement', 'magnitude', 'token-rows'], 'training')
-  for (const { name, magnitude } of adapter.parts(EMBEDDING)) if (magnitude !== undefined) throw doraOfEmbedding(name)
+  requireHandled(adapter, ['linear', 'embedding', 'parameter', 'replacement', 'magnitude', 'token-rows'], 'training')
+  for (const { name, magnitude } of adapter.parts('embedding')) if (magnitude !== undefined) throw doraOfEmbedding(name)
   if (adapter.size === 0) throw new StateError({ where: 'adapter', what: 'it has no layers to train' })
   for (const { name, merged } of adapter.parts('linear')) {
     if (merged) throw new StateError({ where: name, what: 'it is merged', hint: 'Call unmerge() first' })

@@ -4,7 +4,7 @@ import { isWeightDtype } from '../../core/base/dtype.js'
 import { attempt, didYouMean, MismatchError, UnsupportedError } from '../../core/base/errors.js'
 import { formatShape } from '../../core/base/tensor.js'
 import { groupsRefusal } from '../../lora/kinds/convolution-factors.js'
-import { EMBEDDING, moduleOf, rowsName } from '../../lora/part.js'
+import { moduleOf, rowsName } from '../../lora/part.js'
 import { isVocabularyModule } from '../../lora/peft/tied.js'
 import { dataTypeName } from '../../onnx/format/tensors.js'
 import { floatAttribute } from '../../onnx/view/attributes.js'
@@ -65,7 +65,7 @@ export function place(model: PlacedModel, adapter: PlacedAdapter, facts: Facts):
     const { layer, name, start, d } = part
     add(layer.name, () => [layerAt(model, { part: layer.name, linear, name, start, d }, layer)])
   }
-  for (const part of partsOf(EMBEDDING)) add(part.name, () => placeEmbedding(model, part))
+  for (const part of partsOf('embedding')) add(part.name, () => placeEmbedding(model, part))
   for (const part of partsOf('convolution')) add(part.name, () => placeConvolution(model, part))
   for (const part of partsOf('parameter')) add(part.name, () => placeParameter(model, part))
   for (const part of partsOf('replacement')) {
@@ -99,7 +99,7 @@ export function placeFactors(
   const { layers, lookups = [], experts = [] } = factors
   const parts: PartShape[] = [
     ...layers.map(({ name, d, k }) => ({ kind: 'linear', name, module: name, d, k }) as const),
-    ...lookups.map(({ name, d, k }) => ({ kind: EMBEDDING, name, module: name, d, k }) as const),
+    ...lookups.map(({ name, d, k }) => ({ kind: 'embedding', name, module: name, d, k }) as const),
     ...experts.map((of) => ({ ...of, kind: 'parameter', module: moduleOf(of.name) }) as const),
   ]
   return placedOrThrow(place(model, { parts, isConv1d: false, has: () => false }, NO_FACTS))
@@ -148,7 +148,7 @@ function requireMergeable({ node }: Linear): void {
   })
 }
 
-function placeEmbedding(model: PlacedModel, part: PartOf<typeof EMBEDDING>): Placement[] {
+function placeEmbedding(model: PlacedModel, part: PartOf<'embedding'>): Placement[] {
   const { name, d, k, hasMagnitude } = part
   if (hasMagnitude && model.use === 'training') throw doraOfEmbedding(name)
   return embeddingsOf(model, name, [k, d]).map((linear) =>

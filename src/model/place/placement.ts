@@ -4,7 +4,7 @@
 import type { TensorDtype } from '../../core/base/dtype.js'
 import type { LowrankError } from '../../core/base/errors.js'
 import { convolutionShape } from '../../lora/kinds/convolution-factors.js'
-import type { EMBEDDING, PartView } from '../../lora/part.js'
+import type { PartView } from '../../lora/part.js'
 import type { LinearValues } from '../../lora/run-adapter.js'
 import type { Graph } from '../../onnx/view/graph.js'
 import type { Linear } from '../match/linears.js'
@@ -42,7 +42,7 @@ interface ValueShape extends Named {
 /** What placing asks of a part: its names and shapes. */
 export type PartShape =
   | (FactorShape & { readonly kind: 'linear'; readonly d: number; readonly k: number })
-  | (FactorShape & { readonly kind: typeof EMBEDDING; readonly d: number; readonly k: number })
+  | (FactorShape & { readonly kind: 'embedding'; readonly d: number; readonly k: number })
   | (FactorShape & { readonly kind: 'convolution'; readonly shape: readonly number[]; readonly groups: number })
   | (Named & { readonly kind: 'parameter'; readonly experts: number; readonly d: number; readonly k: number })
   | (ValueShape & { readonly kind: 'replacement'; readonly isTrained: boolean })

@@ -3,7 +3,6 @@
 
 import { transpose } from '../../core/base/tensor.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
-import { EMBEDDING } from '../../lora/part.js'
 import type { EngineState } from './engine.js'
 
 interface Slot {
@@ -30,8 +29,8 @@ export function writeParameters(adapter: LoraAdapter, names: readonly string[], 
 
 function slotsOf(adapter: LoraAdapter): Map<string, Slot> {
   const slots = new Map<string, Slot>()
-  for (const part of adapter.parts('linear', EMBEDDING)) {
-    const layer = part.kind === EMBEDDING ? part.product : part
+  for (const part of adapter.parts('linear', 'embedding')) {
+    const layer = part.kind === 'embedding' ? part.product : part
     const { name } = layer
     slots.set(`${name}.A`, {
       read: () => Float32Array.from(layer.weightA.data),

@@ -2,7 +2,6 @@
 
 import { joinedUp } from '../../core/base/tensor.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
-import { EMBEDDING } from '../../lora/part.js'
 import type { ModuleMap } from '../../model/match/linears.js'
 import { blocksFor } from '../../model/memory.js'
 import type { Model } from '../../model/model-folder.js'
@@ -85,7 +84,7 @@ export class TrainingSessions {
     const layers = linears.map(({ name, d, k, rank, scaling }) => {
       return { name, d, k, rank, scaling, baseSquares: squares.get(name) }
     })
-    const lookups = adapter.parts(EMBEDDING).map(({ name, features: d, vocabulary: k, product }) => {
+    const lookups = adapter.parts('embedding').map(({ name, features: d, vocabulary: k, product }) => {
       return { name, d, k, rank: product.rank, scaling: product.scaling }
     })
     const experts = adapter.parts('parameter').map(({ name, experts, d, k, rank, scaling }) => {

@@ -3,7 +3,6 @@
 
 import { MismatchError } from '../../core/base/errors.js'
 import { isObject, toJson } from '../../core/base/options.js'
-import { EMBEDDING } from '../../lora/part.js'
 import { Hash, weightsDigest } from '../../model/base-record.js'
 import { serializeModel } from '../../onnx/format/model.js'
 import { bytesOf } from '../../onnx/format/tensors.js'
@@ -40,7 +39,7 @@ export async function fingerprintOf(parts: FingerprintParts): Promise<Record<str
   // Reading comes first: meanwhile the session of the steps begins to open.
   const base = await weightsDigest(model.onnx.files.values())
   const weights = new Hash()
-  for (const { name, weightA, weightB, magnitude } of adapter.parts('linear', EMBEDDING)) {
+  for (const { name, weightA, weightB, magnitude } of adapter.parts('linear', 'embedding')) {
     weights.add(new TextEncoder().encode(name)).add(bytesOf(weightA.data)).add(bytesOf(weightB.data))
     if (magnitude !== undefined) weights.add(bytesOf(magnitude))
   }
