@@ -27,7 +27,7 @@ const TABLES = {
     'src/api/merge-options.ts': ['MergeOptions', 'UnmergeOptions'],
     'src/api/export/push.ts': ['PushOptions'],
     'src/api/tools.ts': ['CombineOptions', 'ConvertAdapterOptions', 'DiffOptions', 'ExtractOptions', 'ResizeOptions'],
-    'src/api/train.ts': ['CheckDataOptions'],
+    'src/api/open-run.ts': ['CheckDataOptions'],
     'src/lora/peft/adapter-folder.ts': ['SaveOptions'],
     'src/train/options.ts': ['TrainOptions'],
   },
@@ -56,7 +56,7 @@ const TABLES = {
   'src/train/loop/gen/options.ts': {
     'src/train/loop/distill.ts': ['DistillOptions'],
     'src/train/loop/grpo-loss.ts': ['GrpoOptions'],
-    'src/train/graders.ts': [
+    'src/train/loop/graders/forms.ts': [
       'LabelModelGrader',
       'MultiGrader',
       'SamplingParams',

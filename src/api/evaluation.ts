@@ -9,8 +9,8 @@ import type { Data, TrainOptions } from '../train/options.js'
 import { openAdapter } from './adapters.js'
 import { EVALUATE_OPTIONS } from './gen/options.js'
 import type { AdapterToMerge } from './merge-options.js'
+import { withOpened } from './open-run.js'
 import { platform } from './platform/platform.js'
-import { withOpened } from './train.js'
 
 /** Options of {@link evaluate}. */
 export interface EvaluateOptions extends EvaluateSettings, Pick<TrainOptions, 'dtype'> {

@@ -129,6 +129,7 @@ export type {
   EvaluateReport,
   EvaluateSettings,
 } from '../train/evaluate/evaluate-adapters.js'
+export type { TokenExample, TrainerExample } from '../train/loop/examples.js'
 export type {
   Grader,
   GraderContent,
@@ -145,8 +146,8 @@ export type {
   ScoreModelGrader,
   StringCheckGrader,
   TextSimilarityGrader,
-} from '../train/graders.js'
-export type { TokenExample, TrainerExample } from '../train/loop/examples.js'
+} from '../train/loop/graders/forms.js'
+export type { OnTurn, Reward, RewardInput, Turn, TurnInput } from '../train/loop/graders/rewards.js'
 export type { GrpoOptions } from '../train/loop/grpo-loss.js'
 export type { LossFunction, LossName, LossOptions, LossResult, LossRow } from '../train/loop/losses.js'
 export type { Trainer } from '../train/loop/trainer.js'
@@ -160,11 +161,6 @@ export type {
   TrainerOptions,
 } from '../train/loop/trainer-options.js'
 export type { Data, DataFile, DataRecord, TrainOptions, TrainResult } from '../train/options.js'
-export type { OnTurn, Reward, RewardInput, Turn, TurnInput } from '../train/rewards.js'
-export type { DataReport, PreviewExample, PreviewToken } from '../train/rows/check.js'
-export type { LengthReport } from '../train/rows/facts.js'
-export type { Keep, Preset, Schedule, TrainSettings } from '../train/settings.js'
-export type { TaskFacts, TaskUse } from '../train/tasks/task.js'
 export type {
   EvaluationEvent,
   MemoryUse,
@@ -176,9 +172,14 @@ export type {
   TrainEvents,
   TrainReport,
   TrainStage,
-} from '../train/train-report.js'
+} from '../train/report.js'
+export type { DataReport, PreviewExample, PreviewToken } from '../train/rows/check.js'
+export type { LengthReport } from '../train/rows/facts.js'
+export type { Keep, Preset, Schedule, TrainSettings } from '../train/settings.js'
+export type { TaskFacts, TaskUse } from '../train/tasks/task.js'
 export type { ToPlainOptions } from './adapters.js'
 export type { EvaluateOptions } from './evaluation.js'
+export type { TrainEvent, TrainRun } from './follow-run.js'
 export { configureHub, type DownloadEvents, type HubEvents, type HubOptions } from './hub.js'
 export type { CheckpointContents, InspectOptions, InspectReport } from './inspect.js'
 export type { EmbeddingContents, GraphContents, LinearContents, OnnxContents } from './inspect-onnx.js'
@@ -188,6 +189,7 @@ export type {
   UnmergeOptions,
 } from './merge-options.js'
 export type { LoadModelOptions } from './model.js'
+export type { CheckDataOptions } from './open-run.js'
 export { nodeRuntime } from './platform/platform.js'
 export { webRuntime } from './platform/web-runtime.js'
 export type { AdapterSession, OpenSessionOptions, SessionEvents } from './session.js'
@@ -198,8 +200,6 @@ export type {
   ExtractOptions,
   ResizeOptions,
 } from './tools.js'
-export type { CheckDataOptions } from './train.js'
-export type { TrainEvent, TrainRun } from './train-run.js'
 export {
   checkData,
   combine,

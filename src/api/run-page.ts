@@ -1,9 +1,9 @@
 // Writes the page of a finished run: report.html in its folder.
 
 import { inspectAdapter } from '../lora/peft/inspect.js'
+import type { StepMetrics } from '../train/report.js'
 import type { RunReport } from '../train/saved/history.js'
 import type { CardSources } from '../train/saved/model-card.js'
-import type { StepMetrics } from '../train/train-report.js'
 import type { Section } from './report/page.js'
 import { reportPage } from './report/page.js'
 import { runReport } from './report/run.js'

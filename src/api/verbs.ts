@@ -2,7 +2,7 @@
 
 import { isObject } from '../core/base/options.js'
 import type { TrainOptions } from '../train/options.js'
-import { followRun, type TrainRun } from './train-run.js'
+import { followRun, type TrainRun } from './follow-run.js'
 
 /**
  * Opens a model. The source is an id on the Hub, a model folder (config.json, tokenizer.json, onnx/model.onnx), or an
@@ -82,7 +82,7 @@ export const saveAdapter: typeof import('./adapters.js').saveAdapter = async (..
 export function train(options: TrainOptions): TrainRun {
   const given: unknown = options
   return followRun(isObject(given) ? given.on : undefined, async ({ on, wait }) => {
-    const { train } = await import('./train.js')
+    const { train } = await import('./open-run.js')
     return train(isObject(given) ? { ...options, on: on as TrainOptions['on'] } : options, wait)
   })
 }
@@ -109,8 +109,8 @@ export function train(options: TrainOptions): TrainRun {
  * await trainer.save('out/rewarded')
  * await trainer.dispose()
  */
-export const openTrainer: typeof import('./trainer.js').openTrainer = async (...given) =>
-  (await import('./trainer.js')).openTrainer(...given)
+export const openTrainer: typeof import('./open-trainer.js').openTrainer = async (...given) =>
+  (await import('./open-trainer.js')).openTrainer(...given)
 
 /**
  * The tasks that a model can be trained for: what each learns, its records, and how its adapters are run. Without a
@@ -121,8 +121,8 @@ export const openTrainer: typeof import('./trainer.js').openTrainer = async (...
  * @example
  * for (const { name, learns, records } of await trainingTasks()) console.log(name, learns, Object.keys(records[0]))
  */
-export const trainingTasks: typeof import('./train.js').trainingTasks = async (...given) =>
-  (await import('./train.js')).trainingTasks(...given)
+export const trainingTasks: typeof import('./open-run.js').trainingTasks = async (...given) =>
+  (await import('./open-run.js')).trainingTasks(...given)
 
 /**
  * Reads data as training would, and reports the task that fits, lengths, labels, duplicates, and records that cannot be
@@ -139,8 +139,8 @@ export const trainingTasks: typeof import('./train.js').trainingTasks = async (.
  * })
  * console.log(task, invalid.length, examples[0].tokens.filter(({ counts }) => counts).map(({ text }) => text))
  */
-export const checkData: typeof import('./train.js').checkData = async (...given) =>
-  (await import('./train.js')).checkData(...given)
+export const checkData: typeof import('./open-run.js').checkData = async (...given) =>
+  (await import('./open-run.js')).checkData(...given)
 
 /**
  * Opens a session: a model with adapters. It runs in a worker. If the model's runtime is a module object, it runs in

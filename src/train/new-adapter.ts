@@ -23,9 +23,9 @@ import { type Graph, readGraph } from '../onnx/view/graph.js'
 import { squaresOfRows } from './engine/dora.js'
 import { addWhole, savedTensors, trainedBiases } from './engine/whole-tensors.js'
 import type { TrainInput } from './options.js'
+import type { TrainEvents } from './report.js'
 import { addTokenRows, withTokens } from './rows/token-rows.js'
 import type { OpenTask, Task } from './tasks/task.js'
-import type { TrainEvents } from './train-report.js'
 
 /** The linear layers of a model, and those that a config means. */
 export interface Targets {

@@ -10,11 +10,11 @@ import type { DecodeImage } from '../model/images/image.js'
 import type { ModuleMap } from '../model/match/linears.js'
 import type { Model } from '../model/model-folder.js'
 import type { TextRecord } from '../model/text/records.js'
-import type { Grader, GraderModel } from './graders.js'
-import type { OnTurn, Reward } from './rewards.js'
+import type { Grader, GraderModel } from './loop/graders/forms.js'
+import type { OnTurn, Reward } from './loop/graders/rewards.js'
+import type { TrainEvents, TrainReport } from './report.js'
 import type { Preset, TrainSettings } from './settings.js'
 import type { LoopName, TaskName } from './tasks/tasks.js'
-import type { TrainEvents, TrainReport } from './train-report.js'
 
 /**
  * A file of records, or a folder of such files: its path (not in browsers), a Blob such as a picked File, or one that

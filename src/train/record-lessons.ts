@@ -1,13 +1,13 @@
 // Training on records: the batches of each step, evaluations, and the scores of the model before the first step, if the
 // task compares with them.
 
+import type { Learner } from './learner.js'
+import type { TrainEvents } from './report.js'
 import { type Batch, batchOf, EpochPlan, type MicroBatch, planEvaluation, stepsPerEpoch } from './rows/batches.js'
-import type { Lessons } from './run.js'
 import type { Sampler } from './samples.js'
 import type { TrainSettings } from './settings.js'
-import type { TaskTrainer } from './task-trainer.js'
 import type { Examples, OpenTask } from './tasks/task.js'
-import type { TrainEvents } from './train-report.js'
+import type { Lessons } from './training-loop.js'
 
 export interface RecordParts {
   readonly settings: TrainSettings
@@ -25,7 +25,7 @@ interface Placed extends MicroBatch {
   readonly of: Examples<unknown>
 }
 
-export function recordLessons(trainer: TaskTrainer, parts: RecordParts): Lessons {
+export function recordLessons(trainer: Learner, parts: RecordParts): Lessons {
   const { settings, examples, costs, evalExamples, sampler, signal, on } = parts
   const { open, model, adapter } = trainer.parts
   const { seed } = adapter.config
@@ -48,7 +48,7 @@ export function recordLessons(trainer: TaskTrainer, parts: RecordParts): Lessons
   /** Runs batches without gradients. Returns false if the signal ends it. */
   const runAll = async (
     plans: readonly Placed[],
-    take: (found: Awaited<ReturnType<TaskTrainer['forward']>>, batch: Batch, plan: Placed) => void,
+    take: (found: Awaited<ReturnType<Learner['forward']>>, batch: Batch, plan: Placed) => void,
   ) => {
     const tell = (done: number) => on.progress?.({ stage: 'evaluate', done, total: plans.length })
     for (const [done, plan] of plans.entries()) {

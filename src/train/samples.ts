@@ -3,7 +3,7 @@
 import { ConfigError } from '../core/base/errors.js'
 import { roundUp } from '../model/inputs/token-batch.js'
 import { requireTokenizer } from '../model/model-folder.js'
-import type { TaskTrainer } from './task-trainer.js'
+import type { Learner } from './learner.js'
 import type { EncodeContext, Task } from './tasks/task.js'
 
 const LENGTH = 40
@@ -26,7 +26,7 @@ export function samplerOf(
   }
   const { model } = context
   const starts = prompts.map((prompt) => writing.prompt(prompt, context, isChat))
-  return async (trainer: TaskTrainer, limit: number, signal?: { readonly aborted: boolean }) => {
+  return async (trainer: Learner, limit: number, signal?: { readonly aborted: boolean }) => {
     const texts = starts.map((ids) => [...ids])
     let open = texts.filter(({ length }) => length < limit)
     for (let count = 0; count < LENGTH && open.length > 0; count++) {

@@ -17,22 +17,22 @@ import { copiesOf } from './engine/sessions.js'
 import { joinGraphs } from './graph/joined-graph.js'
 import { checkReach } from './graph/reach.js'
 import { checkTrainableForm } from './graph/trainable-form.js'
+import { Learner } from './learner.js'
 import { findTargets, newAdapter, type Targets } from './new-adapter.js'
 import type { TrainInput, TrainingData, TrainResult } from './options.js'
 import { costsOf, longestOf, recordLessons } from './record-lessons.js'
+import type { MemoryUse } from './report.js'
 import { type EncodedSource, type EncodeOptions, encodeContext, encodeRows, withPictures } from './rows/examples.js'
 import { DataFacts, tokenLengths } from './rows/facts.js'
-import { type RunPage, runLessons } from './run.js'
 import { samplerOf } from './samples.js'
 import type { CardSources } from './saved/model-card.js'
 import { placeOf, withRunPlace } from './saved/run-place.js'
 import { resolveSettings, type TrainSettings, withDefaultRate } from './settings.js'
-import { TaskTrainer } from './task-trainer.js'
 import type { PictureEncoder } from './tasks/pictures/encoder.js'
 import type { Encoded, Examples, Task } from './tasks/task.js'
 import { taskOfRow } from './tasks/task-of-row.js'
 import { loadTask, type TaskName, tasksFor } from './tasks/tasks.js'
-import type { MemoryUse } from './train-report.js'
+import { type RunPage, runLessons } from './training-loop.js'
 
 export interface RunContext {
   readonly limits?: readonly MemoryLimit[]
@@ -54,11 +54,11 @@ export interface RunContext {
 export async function train(given: TrainInput, context: RunContext = {}): Promise<TrainResult> {
   return withPictures(given, async (pictures) => {
     const startedAt = performance.now()
-    const checkOperators = (model: Model) => TaskTrainer.check(model, given)
+    const checkOperators = (model: Model) => Learner.check(model, given)
     const prepared = await prepare(given, { ...context, pictures, checkOperators })
     const { parts, run } = prepared
     const result = await withRunPlace(run.out, async (out) => {
-      const trainer = await TaskTrainer.open(parts)
+      const trainer = await Learner.open(parts)
       try {
         const lessons = recordLessons(trainer, parts)
         const facts = { ...run, ...parts, totalSteps: lessons.totalSteps }

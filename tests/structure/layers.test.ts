@@ -259,9 +259,9 @@ const LOADING = {
   platform: [
     ...['src/api/node/platform.ts', 'src/onnx/runtime/host.ts', 'src/onnx/runtime/load.ts', 'src/run/graph-session.ts'],
     ...[
-      'src/train/run.ts',
+      'src/train/training-loop.ts',
       'src/train/engine/sessions.ts',
-      'src/train/task-trainer.ts',
+      'src/train/learner.ts',
       'src/api/node/reward-worker.ts',
     ],
   ],

@@ -14,7 +14,7 @@ const PLACES: Readonly<Record<string, string>> = {
   'src/files/io/hub/node/download.ts': 'partial downloads, under names that only the cache gives',
   'src/api/node/example-file.ts': 'a temporary file that this process has just made',
   'src/serve/jobs/node/store.ts': 'the record of an entry that is removed',
-  'src/serve/jobs/node/trainer.ts': 'step-N.tmp in the folder of the job, which only the process of the job makes',
+  'src/serve/jobs/node/job-process.ts': 'step-N.tmp in the folder of the job, which only the process of the job makes',
 }
 
 const SOURCES = filesIn('src', ['.ts']).map((file) => [file, textOf(file)] as const)
@@ -37,5 +37,5 @@ it('removes whole folders only if they are hidden and its own', () => {
   const found = SOURCES.flatMap(([file, text]) =>
     [...text.matchAll(/\brm(?:Sync)?\([^)]*recursive: true/g)].map(() => file),
   )
-  expect(found.sort()).toEqual(['src/files/io/node/whole-output.ts', 'src/serve/jobs/node/trainer.ts'])
+  expect(found.sort()).toEqual(['src/files/io/node/whole-output.ts', 'src/serve/jobs/node/job-process.ts'])
 })

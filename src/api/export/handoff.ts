@@ -9,8 +9,8 @@ import type { HandoffReport } from '../../train/handoff/handoff.js'
 import type { TrainOptions } from '../../train/options.js'
 import { RECORD_FILE } from '../../train/saved/run-folder.js'
 import { HANDOFF_OPTIONS } from '../gen/options.js'
+import { withTraining } from '../open-run.js'
 import { openFolder, openTarget } from '../sources.js'
-import { withTraining } from '../train.js'
 
 /** Options of `handoff`. */
 export interface HandoffOptions {

@@ -2,7 +2,7 @@
 
 import { ownerPort } from '../../onnx/runtime/node/worker.js'
 import { expose } from '../../onnx/runtime/rpc.js'
-import type { Reward, RewardInput } from '../../train/rewards.js'
+import type { Reward, RewardInput } from '../../train/loop/graders/rewards.js'
 
 let rewards: ReadonlyMap<string, Reward> = new Map()
 let weights: Readonly<Record<string, number>> = {}

@@ -9,8 +9,8 @@ import { ConfigError, FileError, messageOf } from '../../core/base/errors.js'
 import { parseJson, toPlain } from '../../files/json.js'
 import { spawnNodeWorker } from '../../onnx/runtime/node/worker.js'
 import { connect } from '../../onnx/runtime/rpc.js'
-import type { Grader } from '../../train/graders.js'
-import type { Reward, RewardInput } from '../../train/rewards.js'
+import type { Grader } from '../../train/loop/graders/forms.js'
+import type { Reward, RewardInput } from '../../train/loop/graders/rewards.js'
 import type { RewardModule } from './reward-worker.js'
 
 /** @param given the path, and after a # perhaps the names of the functions that are rewards: rewards.mjs#json,short */

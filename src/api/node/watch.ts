@@ -2,7 +2,7 @@
 
 import type { OnDownload } from '../../files/io/hub/directory.js'
 import type { MergeEvents } from '../../merge/settings.js'
-import type { TrainEvents } from '../../train/train-report.js'
+import type { TrainEvents } from '../../train/report.js'
 
 const INTERVAL_MS = 1000
 const QUIET_MS = 2000

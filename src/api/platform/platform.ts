@@ -9,9 +9,9 @@ import type { MergeEvents } from '../../merge/settings.js'
 import type { DecodeImage } from '../../model/images/image.js'
 import type { ExampleFile } from '../../model/text/example-store.js'
 import type { RuntimeHost } from '../../onnx/runtime/host.js'
-import type { Grader } from '../../train/graders.js'
-import type { Reward } from '../../train/rewards.js'
-import type { MemoryUse, TrainEvents } from '../../train/train-report.js'
+import type { Grader } from '../../train/loop/graders/forms.js'
+import type { Reward } from '../../train/loop/graders/rewards.js'
+import type { MemoryUse, TrainEvents } from '../../train/report.js'
 import { hubOptions } from '../hub.js'
 
 export interface Platform {

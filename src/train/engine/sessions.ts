@@ -17,9 +17,9 @@ import {
   type TrainedParameter,
   type TrainingGraph,
 } from '../graph/training-graph.js'
+import type { TrainEvents } from '../report.js'
 import { type TrainSettings, usesBest } from '../settings.js'
 import type { OpenTask } from '../tasks/task.js'
-import type { TrainEvents } from '../train-report.js'
 import { squaresOfRows } from './dora.js'
 import type { EngineSetup, TrainEngine } from './engine.js'
 import { loraPlusRates } from './parameters.js'

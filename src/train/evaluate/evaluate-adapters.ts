@@ -16,12 +16,12 @@ import { checkParts } from '../check-options.js'
 import type { SessionParts } from '../engine/sessions.js'
 import { joinGraphs } from '../graph/joined-graph.js'
 import { checkTrainableForm } from '../graph/trainable-form.js'
+import { Learner } from '../learner.js'
 import type { TrainInput } from '../options.js'
 import { longestOf } from '../record-lessons.js'
 import { batchOf, planEvaluation } from '../rows/batches.js'
 import { encodeContext, encodeRow, withPictures } from '../rows/examples.js'
 import { resolveSettings } from '../settings.js'
-import { TaskTrainer } from '../task-trainer.js'
 import type { EncodeContext, OpenTask, Question, Task } from '../tasks/task.js'
 import { defaultTask } from '../tasks/task-of-row.js'
 import { loadTask, taskOfType } from '../tasks/tasks.js'
@@ -187,7 +187,7 @@ async function evaluateOpened(
   checkOptions(options.taskOptions, `the task ${task.name}`, task.options ?? {})
   task.check(model)
   checkTrainableForm(readGraph(model.onnx))
-  await TaskTrainer.check(model, settings)
+  await Learner.check(model, settings)
   const { records, examples } = await read(model, task, data, { ...options, pictures }, onWarning)
   const contenders = inOrder(await contendersOf(model, task, adapters, examples, options, onWarning), options.against)
   for (const [name, { trainedOn }] of Object.entries(adapters)) {
@@ -533,7 +533,7 @@ async function noAdapter({ head }: OpenTask): Promise<LoraAdapter | undefined> {
 async function measure(input: MeasureInput, takeReference = false): Promise<Measured> {
   const { model, open, examples, settings, next } = input
   const costs = examples.map((example) => open.cost(example))
-  const trainer = await TaskTrainer.open({ ...input, longest: longestOf(costs), modules: undefined }, false)
+  const trainer = await Learner.open({ ...input, longest: longestOf(costs), modules: undefined }, false)
   try {
     await trainer.start()
     const startedAt = performance.now()

@@ -11,10 +11,10 @@ import { type Model, requireTokenizer } from '../../model/model-folder.js'
 import { type Example, IGNORED } from '../../model/text/records.js'
 import { readGraph } from '../../onnx/view/graph.js'
 import { checkTrainableForm } from '../graph/trainable-form.js'
+import { Learner } from '../learner.js'
 import type { TeacherServer, TrainInput, TrainResult } from '../options.js'
 import { batchOf, planEvaluation } from '../rows/batches.js'
 import { resolveSettings } from '../settings.js'
-import { TaskTrainer } from '../task-trainer.js'
 import { causalLm } from '../tasks/causal-lm.js'
 import { DistilledTokens, TeacherTokens } from '../tasks/distilled-tokens.js'
 import type { RunContext } from '../train.js'
@@ -136,7 +136,7 @@ export async function openTeacher(
   const open = new TeacherTokens(teacher, temperature)
   const adapter = new LoraAdapter({ targetModules: [] })
   const settings = { ...resolveSettings(given), evalEvery: 1 }
-  const trainer = await TaskTrainer.open({ model: teacher, open, adapter, modules: undefined, settings }, false)
+  const trainer = await Learner.open({ model: teacher, open, adapter, modules: undefined, settings }, false)
   await trainer.start()
   return {
     async teach(examples: readonly Example[]): Promise<Float32Array> {

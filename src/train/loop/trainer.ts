@@ -17,6 +17,7 @@ import type { Prompt } from '../../run/session.js'
 import { checkParts, checkOptions as checkTrainOptions } from '../check-options.js'
 import { readParameters } from '../engine/parameters.js'
 import { copiesOf } from '../engine/sessions.js'
+import { Learner } from '../learner.js'
 import { newAdapter } from '../new-adapter.js'
 import type { TrainInput } from '../options.js'
 import { type MicroBatch, planEvaluation } from '../rows/batches.js'
@@ -24,7 +25,6 @@ import { encodeContext } from '../rows/examples.js'
 import { checkFingerprint, fingerprintOf } from '../saved/fingerprint.js'
 import { type RunState, readState, writeState } from '../saved/run-folder.js'
 import { resolveSettings } from '../settings.js'
-import { TaskTrainer } from '../task-trainer.js'
 import { causalLm } from '../tasks/causal-lm.js'
 import type { EncodeContext, OpenTask } from '../tasks/task.js'
 import { ScoredTokens, type TokenScores, temperatureFeed } from '../tasks/token-scores.js'
@@ -82,10 +82,10 @@ export class Trainer {
   #disposal: Promise<void> | undefined
 
   /** @internal */
-  readonly inner: TaskTrainer
+  readonly inner: Learner
 
   private constructor(
-    inner: TaskTrainer,
+    inner: Learner,
     private readonly parts: Parts,
   ) {
     this.inner = inner
@@ -96,8 +96,8 @@ export class Trainer {
   static async open(model: Model, options: TrainerInput, around: Surroundings = {}): Promise<Trainer> {
     const { closesModel = false, openTarget = (target) => target as Directory } = around
     const { inner: parts, open, context } = await prepareTrainer(model, options, around)
-    await TaskTrainer.check(parts.model, parts.settings)
-    const inner = await TaskTrainer.open(parts)
+    await Learner.check(parts.model, parts.settings)
+    const inner = await Learner.open(parts)
     try {
       const about = { task: 'trainer', taskOptions: undefined, examples: [], evalExamples: undefined, totalSteps: 0 }
       const fingerprint = await fingerprintOf({ ...parts, ...about })

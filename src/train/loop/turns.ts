@@ -7,7 +7,7 @@ import { Random } from '../../core/base/random.js'
 import { requireTokenizer } from '../../model/model-folder.js'
 import { encodeReply } from '../../run/generate/messages.js'
 import type { ChatOptions } from '../../run/session.js'
-import { aboutText, inTime, type OnTurn, type Turn, type TurnInput } from '../rewards.js'
+import { aboutText, inTime, type OnTurn, type Turn, type TurnInput } from './graders/rewards.js'
 import type { Trainer } from './trainer.js'
 import type { Sample } from './trainer-options.js'
 

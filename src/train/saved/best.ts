@@ -1,7 +1,7 @@
 // The best evaluation so far, and how many after it were not better. They decide what is kept, and when a run ends.
 
 import { ConfigError, didYouMean } from '../../core/base/errors.js'
-import type { Evaluation } from '../train-report.js'
+import type { Evaluation } from '../report.js'
 
 export interface BestState {
   readonly best: Evaluation

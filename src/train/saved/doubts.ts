@@ -1,7 +1,7 @@
 // Reasons to doubt that a finished run has learned: they end its report.
 
 import type { LoraAdapter } from '../../lora/adapter.js'
-import type { StepMetrics } from '../train-report.js'
+import type { StepMetrics } from '../report.js'
 
 const NO_SIGNAL = 'no text was better than another: nothing was learned'
 

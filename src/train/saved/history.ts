@@ -1,7 +1,7 @@
 // Records the steps, evaluations and answers of a run, and makes its events and its report from them.
 
+import type { Evaluation, MemoryUse, SampleEvent, StepEvent, StepMetrics, TrainReport } from '../report.js'
 import type { TrainSettings } from '../settings.js'
-import type { Evaluation, MemoryUse, SampleEvent, StepEvent, StepMetrics, TrainReport } from '../train-report.js'
 import { BestEvaluation } from './best.js'
 import { hasSignal } from './doubts.js'
 import type { RunState } from './run-folder.js'

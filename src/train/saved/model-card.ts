@@ -7,10 +7,10 @@ import type { LoraAdapter } from '../../lora/adapter.js'
 import { type DtypeChoice, dtypeOf } from '../../model/graph-file.js'
 import { baseNameOf, type RunSources } from '../about-run.js'
 import type { TrainInput, TrainingData } from '../options.js'
+import type { TrainReport } from '../report.js'
 import type { DataFacts, LengthReport } from '../rows/facts.js'
 import type { TrainSettings } from '../settings.js'
 import type { TaskUse } from '../tasks/task.js'
-import type { TrainReport } from '../train-report.js'
 
 /** The facts that the card and the page of a run show besides its results. */
 export interface CardSources {

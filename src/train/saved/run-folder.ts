@@ -8,7 +8,7 @@ import type { BaseRecord } from '../../lora/adapter.js'
 import { CARD_FILE, MARKER_FILE, TEMPLATE_FILE } from '../../lora/peft/file-names.js'
 import { bytesOf } from '../../onnx/format/tensors.js'
 import type { EngineState } from '../engine/engine.js'
-import type { Evaluation, SampleEvent, StepMetrics } from '../train-report.js'
+import type { Evaluation, SampleEvent, StepMetrics } from '../report.js'
 import type { BestState } from './best.js'
 
 export const METRICS_FILE = 'metrics.jsonl'

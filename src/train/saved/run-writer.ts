@@ -5,7 +5,7 @@ import type { BaseRecord, LoraAdapter } from '../../lora/adapter.js'
 import { saveAdapter, takeOver } from '../../lora/peft/adapter-folder.js'
 import { CARD_FILE } from '../../lora/peft/file-names.js'
 import type { EngineState } from '../engine/engine.js'
-import type { StepMetrics } from '../train-report.js'
+import type { StepMetrics } from '../report.js'
 import {
   clearRunFolder,
   EVALUATIONS_FILE,

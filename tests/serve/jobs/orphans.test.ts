@@ -8,7 +8,7 @@ import { join } from 'node:path'
 import { expect, it } from 'vitest'
 import { binary } from '../../app/cli/lowrank.js'
 
-const PROGRAM = join(binary, '../../../serve/jobs/node/trainer.js')
+const PROGRAM = join(binary, '../../../serve/jobs/node/job-process.js')
 
 it.each([
   ['before it has loaded', 0],

@@ -16,12 +16,12 @@ import { ENDED, type Gate, type Hyperparameters, type Job, MAX_INVALID, modelNam
 import { pageOf } from '../lists.js'
 import { type Details, Events } from './events.js'
 import type { Files } from './files.js'
+import type { Message } from './job-process.js'
 import type { Models } from './models.js'
 import { metricsOf, stepsOf, tableOf } from './results.js'
 import { JobProcess } from './runner.js'
 import { type Base, resolve, settingsOf } from './settings.js'
 import { birth, newId, type Store } from './store.js'
-import type { Message } from './trainer.js'
 
 /** How often a process that ended for no known reason is started again before it has taken another step. */
 const MAX_ATTEMPTS = 3

@@ -6,10 +6,10 @@ import { createWriteStream } from 'node:fs'
 import path from 'node:path'
 import { Turns } from '../../../core/base/turns.js'
 import { STOP_MS } from '../job.js'
+import type { Message, Order } from './job-process.js'
 import { PRIVATE } from './store.js'
-import type { Message, Order } from './trainer.js'
 
-const PROGRAM = new URL('./trainer.js', import.meta.url)
+const PROGRAM = new URL('./job-process.js', import.meta.url)
 
 export class JobProcess {
   readonly #child: ChildProcess

@@ -3,16 +3,6 @@
 import { ConfigError, NumericError, UnsupportedError } from '../../../core/base/errors.js'
 import { checkArgument, describe, isObject, jsonIn, type OptionTable } from '../../../core/base/options.js'
 import { bleu, fuzzyMatch, gleu, rouge } from '../../../model/text/similarity.js'
-import type {
-  Grader,
-  GraderContent,
-  GraderMessage,
-  LabelModelGrader,
-  MultiGrader,
-  ScoreModelGrader,
-  TextSimilarityGrader,
-} from '../../graders.js'
-import type { Reward } from '../../rewards.js'
 import {
   LABEL_MODEL_GRADER,
   MULTI_GRADER,
@@ -21,8 +11,18 @@ import {
   STRING_CHECK_GRADER,
   TEXT_SIMILARITY_GRADER,
 } from '../gen/options.js'
+import type {
+  Grader,
+  GraderContent,
+  GraderMessage,
+  LabelModelGrader,
+  MultiGrader,
+  ScoreModelGrader,
+  TextSimilarityGrader,
+} from './forms.js'
 import { parseFormula } from './formula.js'
 import { encoderOf, type GraderModels, judgeOf } from './judges.js'
+import type { Reward } from './rewards.js'
 import { type Graded, parseTemplate } from './template.js'
 
 /** Judges a text. Gives null if a model gave no usable grade. */

@@ -3,7 +3,7 @@
 import { ConfigError } from '../../../core/base/errors.js'
 import { describe, hasMethods, isObject } from '../../../core/base/options.js'
 import { askChat, checkAddress } from '../../../core/base/post-json.js'
-import type { GraderModel, GraderServer, GraderSession, Judge } from '../../graders.js'
+import type { GraderModel, GraderServer, GraderSession, Judge } from './forms.js'
 
 export type GraderModels = Readonly<Record<string, GraderModel>>
 

@@ -1,7 +1,7 @@
 // Rewards: functions that judge texts. Whatever they do, the run ends with an error that names the prompt and the text.
 
-import { messageOf, NumericError, RuntimeError } from '../core/base/errors.js'
-import type { ChatMessage, MessageOfParts } from '../model/text/chat.js'
+import { messageOf, NumericError, RuntimeError } from '../../../core/base/errors.js'
+import type { ChatMessage, MessageOfParts } from '../../../model/text/chat.js'
 
 /** A text that is to be judged. */
 export interface RewardInput {

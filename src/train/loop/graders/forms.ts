@@ -2,7 +2,7 @@
 // of the record, `{{sample.output_text}}` the text that the model wrote, and `{{sample.output_json.city}}` a part of it
 // if it is JSON.
 
-import type { SignalLike } from '../core/base/globals.js'
+import type { SignalLike } from '../../../core/base/globals.js'
 
 /** Gives 1 or 0. */
 export interface StringCheckGrader {

@@ -10,9 +10,9 @@ import type { Trainer } from '../train/loop/trainer.js'
 import type { TrainerOptions } from '../train/loop/trainer-options.js'
 import { openAdapter } from './adapters.js'
 import { loadModel } from './model.js'
+import { withDefaultTargets } from './open-run.js'
 import { memoryLimits } from './platform/memory.js'
 import { openFolder, openTarget } from './sources.js'
-import { withDefaultTargets } from './train.js'
 
 export async function openTrainer(model: Model | Source, options: TrainerOptions = {}): Promise<Trainer> {
   checkOptions(options, 'openTrainer', TRAINER_OPTIONS, { nested: { config: Object.keys(LORA_CONFIG) } })

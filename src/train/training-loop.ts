@@ -6,14 +6,7 @@ import type { SignalLike } from '../core/base/globals.js'
 import type { BaseRecord } from '../lora/adapter.js'
 import { recordOfBase } from '../model/base-record.js'
 import type { EngineState } from './engine/engine.js'
-import { doubtsOf, hasSignal } from './saved/doubts.js'
-import type { FingerprintParts } from './saved/fingerprint.js'
-import { History, type RunReport } from './saved/history.js'
-import type { CardSources } from './saved/model-card.js'
-import type { RunPlace } from './saved/run-folder.js'
-import type { RunWriter } from './saved/run-writer.js'
-import { learningRates, type TrainSettings, usesBest, warmupStepsOf } from './settings.js'
-import type { TaskTrainer } from './task-trainer.js'
+import type { Learner } from './learner.js'
 import type {
   Evaluation,
   EvaluationEvent,
@@ -22,7 +15,14 @@ import type {
   SampleEvent,
   StepMetrics,
   TrainEvents,
-} from './train-report.js'
+} from './report.js'
+import { doubtsOf, hasSignal } from './saved/doubts.js'
+import type { FingerprintParts } from './saved/fingerprint.js'
+import { History, type RunReport } from './saved/history.js'
+import type { CardSources } from './saved/model-card.js'
+import type { RunPlace } from './saved/run-folder.js'
+import type { RunWriter } from './saved/run-writer.js'
+import { learningRates, type TrainSettings, usesBest, warmupStepsOf } from './settings.js'
 
 /** What a step adds to metrics.jsonl and the report. */
 const STEP_BYTES = 500
@@ -79,7 +79,7 @@ const WITHOUT_SIGNAL = `in the first ${FIRST_STEPS} steps no text was better tha
 export type RunPage = (about: CardSources, report: RunReport, steps: readonly StepMetrics[]) => Promise<string>
 
 /** Trains the adapter of a trainer. If a loss is not finite, the adapter stays as it was after the last good step. */
-export async function runLessons(trainer: TaskTrainer, lessons: Lessons, input: RunInput): Promise<RunReport> {
+export async function runLessons(trainer: Learner, lessons: Lessons, input: RunInput): Promise<RunReport> {
   const { settings, on, signal, wait, keepState = false } = input
   const { isWhole = () => true } = lessons
   const run = new Run(trainer, lessons, input)
@@ -131,7 +131,7 @@ class Run {
   #isClosed = false
 
   constructor(
-    private readonly trainer: TaskTrainer,
+    private readonly trainer: Learner,
     private readonly lessons: Lessons,
     private readonly input: RunInput,
   ) {

@@ -2,7 +2,7 @@
 
 import { isObject } from '../core/base/options.js'
 import type { TrainResult } from '../train/options.js'
-import type { EvaluationEvent, ProgressEvent, StepEvent, TrainEvents, TrainStage } from '../train/train-report.js'
+import type { EvaluationEvent, ProgressEvent, StepEvent, TrainEvents, TrainStage } from '../train/report.js'
 
 /** Something that happened in a run: an event of {@link TrainEvents}, with its name as `type`. */
 export type TrainEvent =

@@ -1,4 +1,4 @@
-// A model whose adapter learns a task. `train`, `openTrainer` and evaluations all build on it. Gradients add up until
+// A model whose adapter learns a task: `train`, `openTrainer` and evaluations all build on it. Gradients add up until
 // the next step.
 
 import type { Model } from '../model/model-folder.js'
@@ -16,7 +16,7 @@ import type { StepRun } from './tasks/task.js'
 /** If a worker has the engine, this thread does not load its code. */
 const loadEngine = async () => (await import('./engine/engine.js')).TrainEngine
 
-export class TaskTrainer {
+export class Learner {
   /** Names of the tensors that learn. */
   readonly names: readonly string[]
   readonly engine: Remote<TrainEngine>
@@ -47,10 +47,10 @@ export class TaskTrainer {
   }
 
   /** Without `isTraining`, only the graph for evaluations is opened. */
-  static async open(parts: SessionParts, isTraining = true): Promise<TaskTrainer> {
+  static async open(parts: SessionParts, isTraining = true): Promise<Learner> {
     const engine = await openEngine(parts.model.runtime, 'train', loadEngine, parts.settings.threads)
     try {
-      return new TaskTrainer(parts, await TrainingSessions.create(parts, engine.remote, isTraining), engine)
+      return new Learner(parts, await TrainingSessions.create(parts, engine.remote, isTraining), engine)
     } catch (error) {
       await engine.close().catch(() => {})
       throw error
