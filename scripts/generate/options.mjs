@@ -116,6 +116,7 @@ const KINDS = {
   'StreamOptions.logitBias': ['LOGIT_BIAS', 'src/run/media-values.ts'],
   'StreamOptions.stopTokenIds': ['TOKEN_IDS', 'src/run/media-values.ts'],
   'HandlerOptions.apiKeys': ['API_KEYS', 'src/serve/keys.ts'],
+  'HandlerOptions.aliases': ['ALIASES', 'src/serve/upstream/upstreams.ts'],
   'HandlerOptions.adapters': ['NAMED_ADAPTERS', 'src/model/source-values.ts'],
   'HandlerOptions.session': ['OBJECT', BASE],
   'HandlerOptions.training': ['OBJECT', BASE],

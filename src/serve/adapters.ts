@@ -46,6 +46,8 @@ export interface RegistryOptions {
   readonly maxAdapters: number
   readonly onError: (error: unknown) => void
   readonly tuned?: TunedModels | undefined
+  /** Names that the operator has given, each with the model that it stands for. */
+  readonly aliases: Readonly<Record<string, string>>
 }
 
 export class AdapterRegistry {
@@ -68,7 +70,10 @@ export class AdapterRegistry {
       return { id, object: 'model', created, owned_by: 'lowrank', root, parent }
     }
     const adapters = [...this.#served.values()].filter(({ name }) => !tuned?.has(name))
+    const { aliases } = this.options
+    const given = Object.keys(aliases).filter((name) => !names.includes(name) && !this.#served.has(name))
     const data = [
+      ...given.map((name) => card(name, aliases[name], names[0], this.#createdAt)),
       ...names.map((name) => card(name, names[0], null, this.#createdAt)),
       ...adapters.map(({ name, root, created }) => card(name, root, names[0], created)),
       ...(tuned?.list(caller) ?? []).map(({ name, created }) => card(name, name, names[0], created)),
@@ -124,7 +129,8 @@ export class AdapterRegistry {
       }
       return { adapter: mix, names: taken.map((served) => served.name), end }
     }
-    const asked = (model as string | undefined) ?? names[0]
+    const given = (model as string | undefined) ?? names[0]
+    const asked = Object.hasOwn(this.options.aliases, given) ? this.options.aliases[given] : given
     if (names.includes(this.options.tuned?.target(asked) ?? asked)) return { adapter: null, names: [], end }
     const prefix = names.map((base) => `${base}:`).find((start) => asked.startsWith(start)) ?? ''
     const name = this.#served.has(asked) ? asked : asked.slice(prefix.length)
@@ -145,8 +151,21 @@ export class AdapterRegistry {
   }
 
   isFree(name: string): boolean {
-    const { names, tuned } = this.options
+    const { names, tuned, aliases } = this.options
+    if (Object.hasOwn(aliases, name)) return false
     return !names.includes(name) && !this.#served.has(name) && !this.#loading.has(name) && !tuned?.has(name)
+  }
+
+  /** True if a request for this name would be answered. */
+  async has(model: string, caller: Caller): Promise<boolean> {
+    try {
+      const { end } = await this.choose({ model }, caller)
+      end()
+      return true
+    } catch (error) {
+      if (error instanceof HttpError && error.code === 'model_not_found') return false
+      throw error
+    }
   }
 
   #requireFree(name: string): void {

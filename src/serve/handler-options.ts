@@ -7,9 +7,10 @@ import type { ResolveAdapter } from './adapters.js'
 import type { Training } from './jobs/training.js'
 import type { ApiKey } from './keys.js'
 import type { RequestEntry } from './route.js'
+import type { UpstreamOptions } from './upstream/upstreams.js'
 
 /** Options of `createHandler`. */
-export interface HandlerOptions {
+export interface HandlerOptions extends UpstreamOptions {
   /** The base model: an open one, or any source that `loadModel` accepts. */
   model: Model | Source
   /** The first adapters: name → adapter. Requests choose by this name. */

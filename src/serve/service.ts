@@ -54,6 +54,7 @@ import { type Call, findPath, type Method, type RequestEntry } from './route.js'
 import type { OnSpan } from './spans.js'
 import { answer, chatRequest, completionRequest, type OnText, type TextRequest } from './texts.js'
 import { withTools } from './tool-prompt.js'
+import { Upstreams } from './upstream/upstreams.js'
 import { classification, embeddings, type Read, reranking, scoring } from './vectors.js'
 
 /** A body whose end is sent already when the server stops is here by then. */
@@ -124,7 +125,7 @@ export const ROUTES: Readonly<Record<string, Readonly<Partial<Record<Method, Rou
   },
   '/v1/models/*': { ...models, ...deleteJobs((jobs, call) => jobs.models.remove(call)) },
   '/v1/aliases': {
-    ...getJobs((jobs) => jobs.models.listAliases()),
+    ...get((service) => service.aliases()),
     ...postJobs(ALIAS_FIELDS, (jobs, call) => jobs.models.setAlias(call), 'admin'),
   },
   '/v1/aliases/*': deleteJobs((jobs, call) => jobs.models.removeAlias(call), 'admin'),
@@ -157,6 +158,7 @@ export const ROUTES: Readonly<Record<string, Readonly<Partial<Record<Method, Rou
 
 export class Service {
   readonly #registry: AdapterRegistry
+  readonly #upstreams: Upstreams
   readonly #gate: Gate
   readonly #metrics = new Metrics()
   readonly #answering = new Set<Promise<Response>>()
@@ -185,10 +187,13 @@ export class Service {
       maxBodyBytes = 8 << 20,
     } = options
     const onError = (error: unknown) => void this.#told(error)
+    this.#upstreams = new Upstreams(options)
     this.#maxAdapters = maxAdapters
     this.#maxBodyBytes = maxBodyBytes
     this.#inbox = new Inbox(this.#stopped.signal, Math.max(MAX_HELD, 2 * maxBodyBytes))
-    this.#registry = new AdapterRegistry(session, { names, resolve, maxAdapters, onError, tuned: jobs?.models })
+    this.#registry = new AdapterRegistry(session, {
+      ...{ names, resolve, maxAdapters, onError, tuned: jobs?.models, aliases: this.#upstreams.names },
+    })
     jobs?.models.attach(this.#registry)
     this.#gate = new Gate(maxRunning, maxQueue)
     this.#maxTokens = maxTokens ?? session.model.contextLength ?? TOKENS_WITHOUT_CONTEXT
@@ -276,6 +281,9 @@ export class Service {
     if (this.#isStopping) throw stopping()
     if (route.fields === undefined) return route.run(this, call)
     const body = await this.#inbox.json({ request, caller: caller! }, this.#maxBodyBytes)
+    const isOwn = () => this.#registry.has((body as { model: string }).model, caller!)
+    const forwarded = await this.#upstreams.answer(call, body, isOwn)
+    if (forwarded !== undefined) return forwarded
     return route.run(this, Object.assign(call, { fields: checkFields(body, route.fields) }))
   }
 
@@ -305,6 +313,15 @@ export class Service {
   models({ request, id, caller }: Call): Response {
     const listed = this.#registry.list(id, caller)
     return Response.json(formOf(request) === ANTHROPIC ? anthropicModels(listed as never) : listed)
+  }
+
+  /** The operator's names, and those that requests have made. */
+  aliases(): Response {
+    const given = Object.entries(this.#upstreams.names)
+    if (this.jobs === undefined && given.length === 0) throw notTraining()
+    const own = given.map(([name, model]) => ({ id: name, object: 'alias', name, model }))
+    const data = [...own, ...(this.jobs?.models.aliases() ?? [])]
+    return jsonResponse({ object: 'list', data, has_more: false })
   }
 
   async train(run: JobRun, call: Call): Promise<Response> {

@@ -3,6 +3,7 @@
 import { type OptionTable, anyOf, needed, OBJECT, NAME, listOf, FUNCTION, ranged, BOOLEAN, eventsOf, oneOf } from '../../core/base/options.js'
 import { MODEL, SOURCE, NAMED_ADAPTERS } from '../../model/source-values.js'
 import { API_KEYS } from '../keys.js'
+import { ALIASES } from '../upstream/upstreams.js'
 
 export const HANDLER_OPTIONS: OptionTable = {
   model: needed(anyOf(MODEL, SOURCE)),
@@ -23,6 +24,10 @@ export const HANDLER_OPTIONS: OptionTable = {
   timeoutSeconds: ranged('an integer of at least 1'),
   page: BOOLEAN,
   on: eventsOf('request', 'error'),
+  aliases: ALIASES,
+  fallback: NAME,
+  upstreamKey: NAME,
+  record: FUNCTION,
 }
 
 export const TRAINING_OPTIONS: OptionTable = {

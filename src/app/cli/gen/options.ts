@@ -240,6 +240,8 @@ export const FLAGS = {
     maxBodyBytes: { form: 'number', about: 'bytes of a body. Default 8 MiB', range: 'an integer of at least 1' },
     timeoutSeconds: { form: 'number', about: 'seconds that a request may take, waiting included. Callers ask for less with the header x-request-timeout', range: 'an integer of at least 1', fallback: '600' },
     page: { form: 'switch', about: 'answers GET / with a page to talk to the model in a browser. The page needs no key, but its requests do. Default: false' },
+    fallback: { form: 'text', about: 'address of a server with OpenAI’s API, up to /v1, that gets requests for names that nothing here answers. Default: they get status 404', placeholder: 'URL' },
+    upstreamKey: { form: 'text', about: 'key for upstreams and --fallback, if the caller sends none as x-upstream-authorization. The header Authorization is passed on if this server has no keys of its own' },
   },
   TrainingOptions: {
     dtype: { form: 'word', about: 'the dtype of the model that is trained. Default: as loadModel chooses', words: ['auto', 'fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'] },

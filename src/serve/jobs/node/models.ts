@@ -110,9 +110,8 @@ export class Models implements TunedModels {
     return { id: name, object: 'model', deleted: true }
   }
 
-  listAliases(): object {
-    const data = [...this.#aliases.values()].map(wireAlias)
-    return { object: 'list', data, has_more: false }
+  aliases(): readonly object[] {
+    return [...this.#aliases.values()].map(wireAlias)
   }
 
   /** From now on requests for the alias get this model; those that have begun keep theirs. */
