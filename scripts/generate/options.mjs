@@ -42,6 +42,7 @@ const TABLES = {
     'src/lora/config.ts': ['LoraConfig'],
     'src/lora/kinds/stored.ts': ['ReplacementOptions'],
   },
+  'src/onnx/gen/options.ts': { 'src/onnx/differentiate.ts': ['GradientOptions'] },
   'src/run/gen/options.ts': {
     'src/run/generate/sampling.ts': ['SamplingOptions'],
     'src/run/session.ts': [
@@ -118,6 +119,7 @@ const KINDS = {
   'HandlerOptions.apiKeys': ['API_KEYS', 'src/serve/keys.ts'],
   'HandlerOptions.aliases': ['ALIASES', 'src/serve/upstream/upstreams.ts'],
   'HandlerOptions.adapters': ['NAMED_ADAPTERS', 'src/model/source-values.ts'],
+  'GradientOptions.runtime': ['OBJECT', BASE],
   'HandlerOptions.session': ['OBJECT', BASE],
   'HandlerOptions.training': ['OBJECT', BASE],
   'HubOptions.endpoint': ['ENDPOINT', BASE],

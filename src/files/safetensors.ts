@@ -1,6 +1,13 @@
 // safetensors files: the header's length, a JSON header, and the tensors' bytes without gaps. We refuse what the
 // reference implementation refuses: https://github.com/huggingface/safetensors#format
 
+// What is in src/files/, in reading order:
+//   io/source.ts                   what a string means: a path, an id on the Hub, or a URL
+//   io/                            files in Node, in browsers, on the Hub with its cache, and on web servers
+//   safetensors.ts, checkpoint.ts  one file of tensors, and several with an index
+//   gguf.ts, json.ts               files for llama.cpp; JSON from strangers
+//   data/                          rows for training, from JSONL, CSV, Parquet, folders and memory
+
 import { type ByteSink, type ByteSource, type Directory, sniff, writeThrough } from '../core/base/bytes.js'
 import { DTYPE_BITS, decodeWeights, requireWeightDtype, type TensorDtype } from '../core/base/dtype.js'
 import { counted, didYouMean, FormatError, ShapeError } from '../core/base/errors.js'

@@ -1,6 +1,14 @@
 // LoraAdapter: an ordered map of named parts that share a config. Folders hold it, training returns it, merging and
 // sessions take it. Most parts are linear layers. The other kinds cover everything else that PEFT saves.
 
+// What is in src/lora/, in reading order:
+//   layer.ts, passes.ts             the formula, forward and backward
+//   config.ts, factors.ts, part.ts  what a layer is made from, and what all parts have in common
+//   kinds/                          the parts that are not linear layers: embeddings, convolutions, experts, whole tensors
+//   init/                           first values of new layers
+//   patterns/                       regular expressions of Python, which configs contain
+//   peft/                           folders as PEFT writes them
+
 import type { FloatDtype } from '../core/base/dtype.js'
 import { ConfigError, didYouMean, MismatchError, StateError } from '../core/base/errors.js'
 import type { FloatArray, Matrix, MatrixLike, Tensor } from '../core/base/tensor.js'

@@ -1,5 +1,14 @@
 // Merges and unmerges into a Directory of any kind. merge/node/job.ts does it for paths, with threads.
 
+// What is in src/merge/, in reading order:
+//   open.ts, parts.ts            the base and the adapters of a merge
+//   plan/                        the plan for a checkpoint, from headers and names alone
+//   onnx/                        the plan for a graph
+//   weight.ts                    the computation: W + Σ w·s·B·A
+//   carry-out.ts, chunk-loop.ts  writes what was planned; node/ does it in threads
+//   tools/                       combine, resize, extract, compare, make plain LoRA
+//   exchange/                    adapters for llama.cpp, Ollama and mlx-lm
+
 import { closing, type Directory } from '../core/base/bytes.js'
 import { carryOut } from './carry-out.js'
 import { chooseFormat } from './choose-format.js'

@@ -1,5 +1,17 @@
 // Reads a model from a folder with the layout of transformers.js.
 
+// What is in src/model/, in reading order:
+//   model-folder.ts     a folder with a model
+//   families/           what is special about a family of models, a file for each
+//   match/              the names of a graph’s layers
+//   inputs/             the meaning of a graph’s inputs
+//   place/              where each part of an adapter goes, as data
+//   inject/             LoRA branches in a graph
+//   fuse/               faster operators in a graph
+//   text/               tokenizer and chat templates
+//   images/, pictures/  pictures as numbers, and their places in a text
+//   heads/              the last layers of classifiers
+
 import { type Directory, readJsonIfThere } from '../core/base/bytes.js'
 import { ConfigError, FileError, FormatError } from '../core/base/errors.js'
 import { isObject, objectOf } from '../core/base/options.js'

@@ -1,5 +1,14 @@
 // The interface of a session: a base model, any number of adapters, and the ways to run them.
 
+// What is in src/run/, in reading order:
+//   session.ts, model-session.ts                   the interface of a session, and the session
+//   graphs.ts, graph-session.ts, session-graph.ts  its graphs, and how each is opened
+//   adapters/                                      the factors of adapters as inputs, also of several adapters in one batch
+//   engine.ts, graph-engine.ts                     what runs in the worker, which worker.ts and node/ start
+//   generate/                                      texts: the batch of running texts, caches and sampling
+//   schemas/                                       texts that follow a JSON schema
+//   readings/                                      labels, tags and vectors
+
 import type { SignalLike } from '../core/base/globals.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { ImageSource } from '../model/images/image.js'

@@ -1,5 +1,15 @@
 // lowrank/server: an HTTP server for a model and many adapters.
 
+// What is in src/serve/, in reading order:
+//   handler.ts, service.ts, route.ts      from a Request to its route and back
+//   keys.ts, gate.ts                      who calls, and who waits
+//   fields.ts                             what bodies may contain
+//   forms/                                answers in the forms of several APIs
+//   bodies/                               bodies on their way, and long answers
+//   texts.ts, messages.ts, tool-calls.ts  chats and completions
+//   jobs/                                 fine-tuning and files
+//   node/                                 listens on a port
+
 /** @module lowrank/server */
 
 export type { ResolveAdapter } from './adapters.js'

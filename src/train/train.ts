@@ -1,5 +1,16 @@
 // Training: model + records → adapter. `train` prepares what the options ask for, runs the steps, and reports.
 
+// What is in src/train/, in reading order:
+//   options.ts, settings.ts  what a run can be asked for
+//   tasks/                   what a model learns, a file for each task; task.ts first
+//   rows/                    batches from rows of data
+//   graph/                   the training graph; passes.ts has the order
+//   engine/                  the steps, and AdamW, in a worker
+//   saved/                   folders of runs, and how a stopped run goes on
+//   evaluate/                metrics of finished adapters
+//   loop/                    loops of the caller, and runs in which the model writes the texts
+//   handoff/                 a run that goes on in TRL
+
 import { attempt, ConfigError, counted, DataError, listed, UnsupportedError } from '../core/base/errors.js'
 import { checkOptions as checkTable } from '../core/base/options.js'
 import { readRows } from '../files/data/read-rows.js'

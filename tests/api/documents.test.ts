@@ -29,9 +29,14 @@ const blocks = new Map(
   }),
 )
 
-const entries = ['api/index', 'api/handoff', 'app/transformers/entry', 'serve/node/entry', 'serve/node/ai-sdk'].map(
-  (name) => join(root, 'dist', `${name}.d.ts`),
-)
+const entries = [
+  'api/index',
+  'api/handoff',
+  'app/transformers/entry',
+  'serve/node/entry',
+  'serve/node/ai-sdk',
+  'onnx/onnx',
+].map((name) => join(root, 'dist', `${name}.d.ts`))
 const surroundings = join(root, 'docs', 'surroundings.d.ts')
 
 function programOf(): ts.Program {

@@ -11,7 +11,6 @@ import {
   MemoryDirectory,
   MismatchError,
   merge,
-  type OrtModule,
   planMerge,
   UnsupportedError,
   unmerge,
@@ -72,7 +71,7 @@ describe('encoder and decoder', () => {
     async (name) => {
       const out = path.join(work, name)
       await merge({ threads: 1, base: graphsFolder(name), adapters: adapterOf(name), out })
-      const model = await loadModel(out, { runtime: { module: ort as unknown as OrtModule } })
+      const model = await loadModel(out, { runtime: { module: ort } })
       const session = await ModelSession.open(model, {}, true)
       const { cases, picture } = pictureGolden(name)
       const prompts = cases.map(({ prompt, messages }) => (prompt ?? messages)!)

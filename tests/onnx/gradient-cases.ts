@@ -136,6 +136,8 @@ const cases: readonly GradientCase[] = [
   { op: 'Cast', note: 'to the same type', inputs: [x([2, 3])], attributes: { to: DataType.DOUBLE } },
   { op: 'Cast', note: 'f32 to f64', inputs: [x([2, 3])], attributes: { to: DataType.DOUBLE }, f32: true },
 
+  { op: 'CastLike', note: 'of the same type', inputs: [x([2, 3]), frozen(x([1]))], opsets: [15, 23] },
+
   { op: 'Where', note: 'same shapes', inputs: [bools([2, 3]), x([2, 3]), x([2, 3])] },
   { op: 'Where', note: 'broadcast', inputs: [bools([2, 1, 4], [5, 1, 4]), x([3, 1]), x([])] },
   { op: 'Where', note: 'condition stretched', inputs: [bools([3]), x([2, 3], [4, 3]), x([1, 3])] },

@@ -9,7 +9,7 @@ import { create } from '../../src/onnx/format/protobuf.js'
 import { buildBackward, type CustomGradients } from '../../src/onnx/gradients/backward.js'
 import { type GradientRule, sumTo } from '../../src/onnx/gradients/context.js'
 import { BROADCASTING, GRADIENTS } from '../../src/onnx/gradients/gradients.js'
-import { lowerForTraining } from '../../src/onnx/lower/lower.js'
+import { lowerFused } from '../../src/onnx/lower/lower.js'
 import { type ProbedShape, ShapeMap } from '../../src/onnx/shapes/shapes.js'
 import type { Attributes } from '../../src/onnx/view/attributes.js'
 import { Builder, type Value } from '../../src/onnx/view/builder.js'
@@ -94,7 +94,7 @@ export async function openCase(spec: GradientCase, opset: number, rule?: Gradien
     ? [spec.build(g, names)]
     : [...g.node(spec.op, names, spec.attributes, spec.outputs).output]
   const custom: CustomGradients = new Map()
-  lowerForTraining(graph, custom)
+  lowerFused(graph, custom)
   for (const output of graph.nodes.flatMap((node) => node.output)) {
     const isInteger = spec.integers?.includes(outputs.indexOf(output))
     if (spec.build) graph.outputs.push(create(ValueInfoProtoSchema, { name: output }))

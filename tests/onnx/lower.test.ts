@@ -7,7 +7,7 @@ import { sessionModel } from '../../src/model/session-model.js'
 import { loadOnnx } from '../../src/onnx/format/model.js'
 import type { CustomGradients } from '../../src/onnx/gradients/backward.js'
 import { GRADIENTS, NON_DIFFERENTIABLE } from '../../src/onnx/gradients/gradients.js'
-import { LOWERINGS, lowerForTraining } from '../../src/onnx/lower/lower.js'
+import { LOWERINGS, lowerFused } from '../../src/onnx/lower/lower.js'
 import { suitWebgpu } from '../../src/onnx/lower/webgpu.js'
 import { loadNodeRuntime } from '../../src/onnx/runtime/node/runtime.js'
 import type { Attributes } from '../../src/onnx/view/attributes.js'
@@ -81,7 +81,7 @@ describe('a lowered operator equals the fused one', () => {
     const fused = await runGraph(graphOf(comparable), comparable)
     const graph = graphOf(spec)
     const custom: CustomGradients = new Map()
-    lowerForTraining(graph, custom)
+    lowerFused(graph, custom)
     expectDifferentiable(graph, custom)
     const lowered = await runGraph(graph, spec)
     for (const i of spec.outputs ?? [0]) {
@@ -114,7 +114,7 @@ describe('models of onnxruntime-genai', () => {
       return logits
     }
     const graph = new Graph(model.proto)
-    lowerForTraining(graph)
+    lowerFused(graph)
     const left = graph.nodes.filter(({ domain }) => domain === 'com.microsoft').map(operatorOf)
     expect(left.filter((key) => !(key in GRADIENTS))).toEqual([])
     const wanted = atTokens(await logitsOf(new Graph(model.proto)), [5, 3])
@@ -156,14 +156,14 @@ describe('what cannot be lowered', () => {
   ] satisfies [string, LoweringCase, string][])('%s is refused by op and node', (_, spec, message) => {
     const graph = graphOf(spec)
     const [{ name, opType }] = graph.nodes
-    expect(() => lowerForTraining(graph)).toThrow(UnsupportedError)
-    expect(() => lowerForTraining(graphOf(spec))).toThrow(`node ${name} (${opType}): training with ${message}`)
+    expect(() => lowerFused(graph)).toThrow(UnsupportedError)
+    expect(() => lowerFused(graphOf(spec))).toThrow(`node ${name} (${opType}): training with ${message}`)
   })
 
   it('all are named at once', () => {
     const graph = graphOf(gqa({ smooth_softmax: 1 }, 'smooth'))
     new Builder(graph, 'second').node(GQA, graph.nodes[0].input, { num_heads: 3, kv_num_heads: 2 })
-    expect(() => lowerForTraining(graph)).toThrow(/fused.*smooth_softmax.*second.*no attention/)
+    expect(() => lowerFused(graph)).toThrow(/fused.*smooth_softmax.*second.*no attention/)
   })
 })
 

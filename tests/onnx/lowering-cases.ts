@@ -302,6 +302,26 @@ export const CASES: readonly LoweringCase[] = [
     outputs: [0, 3],
   },
   { op: 'com.microsoft:SkipLayerNormalization', note: 'bare', inputs: [x(2, 3, 16), x(2, 3, 16), gamma(16)] },
+  { op: 'SoftmaxCrossEntropyLoss', note: 'mean', inputs: [x(4, 5), ints([0, 4, 2, 2], [4])] },
+  {
+    op: 'SoftmaxCrossEntropyLoss',
+    note: 'sum of weighted classes, with the logarithms',
+    inputs: [x(3, 5), int32s([1, 0, 4], [3]), within(0.5, 2, 5)],
+    attributes: { reduction: 'sum' },
+    outputs: [0, 1],
+  },
+  {
+    op: 'SoftmaxCrossEntropyLoss',
+    note: 'mean of weighted classes along an axis, with ignored targets',
+    inputs: [x(2, 5, 3), ints([1, -100, 4, -100, 0, 3], [2, 3]), within(0.5, 2, 5)],
+    attributes: { ignore_index: -100 },
+  },
+  {
+    op: 'NegativeLogLikelihoodLoss',
+    note: 'each target, some ignored',
+    inputs: [within(-4, -1, 4, 5), ints([3, 1, 1, 0], [4])],
+    attributes: { reduction: 'none', ignore_index: 1 },
+  },
   { op: 'com.microsoft:BiasGelu', note: 'plain', inputs: [x(2, 3, 16), x(16)] },
 
   // 4 experts of 16 → 6 (or two times 6) → 16

@@ -1,7 +1,7 @@
 import { expect, it } from 'vitest'
 import { UnsupportedError } from '../../src/api/node.js'
 import { checkDifferentiable, gradientPath } from '../../src/onnx/gradients/backward.js'
-import { lowerForTraining } from '../../src/onnx/lower/lower.js'
+import { lowerFused } from '../../src/onnx/lower/lower.js'
 import { Builder } from '../../src/onnx/view/builder.js'
 import { labelOf, listByOperator, operatorOf } from '../../src/onnx/view/operators.js'
 import { addInput, addOutput, DataType, emptyGraph } from './toolkit.js'
@@ -17,7 +17,7 @@ it('its operators are lowered under both', () => {
   const inputs = ['q', 'k', 'v'].map((name) => addInput(graph, name, DataType.FLOAT, [1, 2, 8]))
   const heads = { q_num_heads: 2, kv_num_heads: 2 }
   addOutput(graph, new Builder(graph, 'test').op('ai.onnx:Attention', inputs, heads), DataType.FLOAT)
-  lowerForTraining(graph)
+  lowerFused(graph)
   expect(graph.nodes.map(operatorOf)).not.toContain('Attention')
   expect(graph.nodes.map(operatorOf)).toContain('Softmax')
 })
@@ -41,7 +41,7 @@ it.each(['__proto__', 'toString', 'constructor', 'hasOwnProperty'])(
     const x = addInput(graph, 'x', DataType.FLOAT, [2])
     const y = new Builder(graph, 'test').op(op, [x])
     addOutput(graph, y, DataType.FLOAT)
-    lowerForTraining(graph)
+    lowerFused(graph)
     expect(graph.nodes.map(operatorOf)).toEqual([op])
     const path = gradientPath(graph, [x], [y])
     expect(() => checkDifferentiable(path)).toThrow(UnsupportedError)
@@ -61,6 +61,6 @@ it.each([
   const graph = emptyGraph(23)
   const inputs = ['q', 'k', 'v'].map((name) => addInput(graph, name, DataType.FLOAT, [1, 2, 12]))
   addOutput(graph, new Builder(graph, 'test').op(op, inputs, heads), DataType.FLOAT)
-  expect(() => lowerForTraining(graph)).toThrow(UnsupportedError)
-  expect(() => lowerForTraining(graph)).toThrow(/ query heads for -?\d+ key heads/)
+  expect(() => lowerFused(graph)).toThrow(UnsupportedError)
+  expect(() => lowerFused(graph)).toThrow(/ query heads for -?\d+ key heads/)
 })

@@ -24,6 +24,7 @@ const PAGES = [
   'tools',
   'formats',
   'handoff',
+  'onnx',
 ]
 
 /** Pages without a block that runs in Node. A server does not end, and transformers.js has separate tests. */

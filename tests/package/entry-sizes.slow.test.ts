@@ -19,7 +19,7 @@ function fileOf(entry: string): string {
 }
 
 it('has a limit for each entry', () => {
-  expect(new Set(rows.map(([, , , entry]) => entry)).size).toBe(4)
+  expect(new Set(rows.map(([, , , entry]) => entry)).size).toBe(5)
 })
 
 it.each(rows.map(([, code, name, entry, limit]) => [code, name, entry, Number(limit)] as const))(

@@ -21,7 +21,7 @@ afterAll(() => consumer?.remove())
 
 describe('the tarball', () => {
   it('holds the build, the texts and the examples, nothing else', () => {
-    const isWanted = /^(dist\/.*(\.js|\.d\.ts)|docs\/[^/]*\.(md|png)|examples\/[^/]*\.mjs)$/
+    const isWanted = /^(dist\/.*(\.js|\.d\.ts)|docs\/[^/]*\.(md|png)|examples\/[^/]*\.(mjs|onnx))$/
     expect(consumer.packed).toEqual(
       expect.arrayContaining(['dist/browser.js', 'docs/training.md', 'examples/train.mjs']),
     )
@@ -32,7 +32,7 @@ describe('the tarball', () => {
   it('has what package.json names, types first', () => {
     const { exports, bin } = JSON.parse(readFileSync(join(repository, 'package.json'), 'utf8'))
     expect(Object.keys(exports['.'])).toEqual(['types', 'node', 'default'])
-    for (const name of ['.', './handoff']) {
+    for (const name of ['.', './handoff', './onnx']) {
       for (const path of Object.values<string>(exports[name])) expect(consumer.packed).toContain(path.slice(2))
     }
     expect(readFileSync(join(repository, bin.lowrank), 'utf8')).toMatch(/^#!\/usr\/bin\/env node\n/)
@@ -131,6 +131,21 @@ describe('with ONNX Runtime', () => {
   })
 })
 
+describe('the examples of lowrank/onnx', () => {
+  it.each(['train-graph', 'jacobian'])('%s runs beside onnxruntime-node alone', (name) => {
+    const empty = installConsumer('empty')
+    try {
+      link(empty, 'onnxruntime-node')
+      const { stdout, stderr, status } = empty.node(`node_modules/lowrank/examples/${name}.mjs`)
+      expect(stderr).toBe('')
+      expect(status).toBe(0)
+      expect(stdout.trim().split('\n').length).toBeGreaterThan(1)
+    } finally {
+      empty.remove()
+    }
+  })
+})
+
 describe('the types', () => {
   it('hold nothing that is marked as internal', () => {
     const declarations = consumer.packed.filter((path) => path.endsWith('.d.ts'))
@@ -181,6 +196,7 @@ describe.each([
 
 const TYPED_USE = `
 import { loadAdapter, LoraAdapter, LoraLayer, LowrankError, saveAdapter } from 'lowrank'
+import { gradients } from 'lowrank/onnx'
 
 const layer = new LoraLayer([[1, 2], [3, 4]], { rank: 1, alpha: 2 })
 const output: { readonly data: Float32Array | Float64Array } = layer.forward([[1, 1]])
@@ -192,6 +208,10 @@ try {
 } catch (error) {
   if (error instanceof LowrankError && error.code === 'STATE') throw new Error(String(error.hint) + counts)
 }
+const { gradients: names, graph } = await gradients(new Uint8Array(), { of: 'loss', by: ['weight'] })
+const output: string | undefined = names.weight ?? String(graph.byteLength)
+// @ts-expect-error the value to differentiate is a name
+gradients('model.onnx', { of: 1, by: [output] })
 // @ts-expect-error a rank is a number
 new LoraLayer([[1]], { rank: '1' })
 `

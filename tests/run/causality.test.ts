@@ -2,7 +2,7 @@
 
 import * as ort from 'onnxruntime-node'
 import { describe, expect, it } from 'vitest'
-import { loadModel, MemoryDirectory, type OrtModule, UnsupportedError } from '../../src/api/node.js'
+import { loadModel, MemoryDirectory, UnsupportedError } from '../../src/api/node.js'
 import { readAll, withSource } from '../../src/core/base/bytes.js'
 import { NodeDirectory } from '../../src/files/io/node/files.js'
 import { serializeModel } from '../../src/onnx/format/model.js'
@@ -11,7 +11,7 @@ import { ModelSession } from '../../src/run/model-session.js'
 import { train } from '../../src/train/train.js'
 import { addInput, addOutput, DataType, emptyGraph, floatTensor } from '../onnx/toolkit.js'
 
-const runtime = { module: ort as unknown as OrtModule }
+const runtime = { module: ort }
 
 /**
  * Makes a graph of E[ids]·W (batch, sequence, width). With `seesAll`, the mean over all tokens is added, so that a

@@ -2,7 +2,7 @@
 
 import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { loadModel, type Model, type OrtModule, type RuntimeTensor } from '../../src/api/node.js'
+import { loadModel, type Model, type RuntimeTensor } from '../../src/api/node.js'
 import { f16ToF32, f32ToF16 } from '../../src/core/base/dtype.js'
 import { type PictureVectors, PromptPictures } from '../../src/model/pictures/pictures.js'
 import { readGraph } from '../../src/onnx/view/graph.js'
@@ -15,7 +15,7 @@ import { ModelSession } from '../../src/run/model-session.js'
 import { pictureGolden } from '../picture-texts.js'
 import { graphsFolder } from '../several-graphs.js'
 
-const open = (name: string) => loadModel(graphsFolder(name), { runtime: { module: ort as unknown as OrtModule } })
+const open = (name: string) => loadModel(graphsFolder(name), { runtime: { module: ort } })
 
 describe('chats', () => {
   const { cases, picture } = pictureGolden('llava')

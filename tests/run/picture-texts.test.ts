@@ -9,7 +9,6 @@ import {
   loadAdapter,
   loadModel,
   type Model,
-  type OrtModule,
   type Prompt,
   type RgbImage,
 } from '../../src/api/node.js'
@@ -20,7 +19,7 @@ import { graphsFolder } from '../several-graphs.js'
 
 const FAMILIES = ['llava', 'idefics3', 'qwen2-vl']
 
-const open = (name: string) => loadModel(graphsFolder(name), { runtime: { module: ort as unknown as OrtModule } })
+const open = (name: string) => loadModel(graphsFolder(name), { runtime: { module: ort } })
 
 async function openSession(name: string) {
   const model = await open(name)
@@ -127,7 +126,7 @@ describe('what cannot be done is refused by name', () => {
   }
 
   const openFolder = async (folder: NodeDirectory) => {
-    const model = await loadModel(folder, { runtime: { module: ort as unknown as OrtModule } })
+    const model = await loadModel(folder, { runtime: { module: ort } })
     return ModelSession.open(model, {}, true)
   }
   const refusalIn = async (session: ModelSession<Model>, prompt: Prompt | readonly Prompt[], images?: unknown) => {

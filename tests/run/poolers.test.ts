@@ -4,12 +4,12 @@
 import * as ort from 'onnxruntime-node'
 import { expect, it } from 'vitest'
 import { inspect } from '../../src/api/inspect.js'
-import { LoraAdapter, loadModel, MemoryDirectory, type OrtModule, saveAdapter } from '../../src/api/node.js'
+import { LoraAdapter, loadModel, MemoryDirectory, saveAdapter } from '../../src/api/node.js'
 import { NodeDirectory } from '../../src/files/io/node/files.js'
 import { merge } from '../../src/merge/merge.js'
 import { ModelSession } from '../../src/run/model-session.js'
 
-const runtime = { module: ort as unknown as OrtModule }
+const runtime = { module: ort }
 const classifier = new NodeDirectory('tests/golden/image-classification/vit-classifier')
 const encoder = new NodeDirectory('tests/golden/image-classification/vit')
 const feeds = {

@@ -14,7 +14,6 @@ import {
   MismatchError,
   type Model,
   merge,
-  type OrtModule,
 } from '../../src/api/node.js'
 import { ModelSession } from '../../src/run/model-session.js'
 import { expectedGraphs, firstFeeds, graphsFolder, graphsNumbers, int64, lastRows, worst } from '../several-graphs.js'
@@ -22,7 +21,7 @@ import { cases } from '../thorough.js'
 
 const open = (name: string): Promise<Model> =>
   loadModel(isAbsolute(name) ? name : graphsFolder(name), {
-    runtime: { module: ort as unknown as OrtModule },
+    runtime: { module: ort },
   })
 const adapterOf = (name: string): Promise<LoraAdapter> => loadAdapter(`${graphsFolder(name)}/golden/adapter`)
 

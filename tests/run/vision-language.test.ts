@@ -2,12 +2,12 @@
 
 import * as ort from 'onnxruntime-node'
 import { describe, expect, it } from 'vitest'
-import { type Feeds, LoraAdapter, loadAdapter, loadModel, type OrtModule } from '../../src/api/node.js'
+import { type Feeds, LoraAdapter, loadAdapter, loadModel } from '../../src/api/node.js'
 import { ModelSession } from '../../src/run/model-session.js'
 import { graphsFolder, graphsNumbers, int64, lastRows, worst } from '../several-graphs.js'
 import { pictureLogits } from '../vision-language.js'
 
-const open = () => loadModel(graphsFolder('llava'), { runtime: { module: ort as unknown as OrtModule } })
+const open = () => loadModel(graphsFolder('llava'), { runtime: { module: ort } })
 const adapterOf = () => loadAdapter(`${graphsFolder('llava')}/golden/adapter`)
 
 describe('pictures, embedding and decoder', () => {

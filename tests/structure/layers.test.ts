@@ -20,6 +20,21 @@ const DISTRICTS: Record<string, readonly string[]> = {
   app: ['api', 'core', 'files', 'lora', 'model', 'onnx', 'run', 'serve'],
 }
 
+/** The file of each district that a reader opens first. */
+const MAIN_FILES: Record<keyof typeof DISTRICTS, string> = {
+  core: 'base/errors.ts',
+  files: 'safetensors.ts',
+  onnx: 'onnx.ts',
+  lora: 'adapter.ts',
+  model: 'model-folder.ts',
+  run: 'session.ts',
+  merge: 'merge.ts',
+  train: 'train.ts',
+  api: 'index.ts',
+  serve: 'server.ts',
+  app: 'cli/program.ts',
+}
+
 /** The rooms that import less than their district may. */
 const ROOMS: Record<string, readonly string[]> = {
   'core/base': [],
@@ -53,6 +68,37 @@ describe('districts of src/', () => {
 
   it('has eleven districts and nothing else', () => {
     expect([...new Set(files.map(districtOf))].sort()).toEqual(Object.keys(DISTRICTS).sort())
+  })
+
+  it('has a table of contents at the head of each district, which names all of its folders but node/', () => {
+    for (const [district, main] of Object.entries(MAIN_FILES)) {
+      const [, lines] = new RegExp(`^// What is in src/${district}/, in reading order:\n((?://   .*\n)+)`, 'm').exec(
+        textOf(`src/${district}/${main}`),
+      )!
+      const named = lines
+        .trim()
+        .split('\n')
+        .flatMap((line) => line.slice('//   '.length).split(/ {2,}/)[0].split(', '))
+      const missing = named.filter((name) => !existsSync(join(root, 'src', district, name)))
+      expect(missing, `src/${district}/${main}`).toEqual([])
+      const inside = files.filter((path) => districtOf(path) === district).map((path) => path.split('/').slice(2))
+      const folders = new Set(inside.filter(({ length }) => length > 1).map(([folder]) => `${folder}/`))
+      const unnamed = [...folders].filter((folder) => !named.some((name) => name.startsWith(folder) || folder === 'node/'))
+      expect(unnamed, `src/${district}/${main}`).toEqual([])
+    }
+  })
+
+  it('knows neither LoRA nor models in onnx/: only graphs', () => {
+    const own = files.filter((path) => districtOf(path) === 'onnx')
+    // WebGPU has adapters too.
+    const textsOf = (path: string) => textOf(path).replace('RequestAdapterStatus', '')
+    expect(own.filter((path) => /lora\b|adapt|peft|fine-?tun/i.test(textsOf(path)))).toEqual([])
+    // In messages, a model is only an ONNX model: the file.
+    const messages = own.flatMap((path) => {
+      return [...textOf(path).matchAll(/'[^'\n]* [^'\n]*'|`[^`\n]* [^`\n]*`/g)].map(([message]) => message)
+    })
+    expect(messages.length).toBeGreaterThan(100)
+    expect(messages.filter((message) => /(?<!ONNX )\bmodels?\b/.test(message))).toEqual([])
   })
 
   it('keeps facts about a model on the model, not in a map beside it', () => {

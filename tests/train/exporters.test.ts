@@ -2,14 +2,14 @@ import { readdirSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import * as ort from 'onnxruntime-node'
 import { describe, expect, it } from 'vitest'
-import { loadModel, MemoryDirectory, type OrtModule } from '../../src/api/node.js'
+import { loadModel, MemoryDirectory } from '../../src/api/node.js'
 import { NodeDirectory } from '../../src/files/io/node/files.js'
 import { train as trainAdapter } from '../../src/train/train.js'
 import { some } from '../thorough.js'
 
 const models = fileURLToPath(new URL('../golden/models', import.meta.url))
 async function train(name: string, out: MemoryDirectory) {
-  const runtime = { module: ort as unknown as OrtModule }
+  const runtime = { module: ort }
   const directory = new NodeDirectory(`${models}/${name}`)
   const model = await loadModel(directory, { runtime })
   const data = [{ text: 'In the beginning' }, { prompt: 'And God said, Let there be', completion: ' light.' }]

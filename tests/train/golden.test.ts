@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import * as ort from 'onnxruntime-node'
 import { expect, it } from 'vitest'
-import { loadAdapter, loadModel, type OrtModule } from '../../src/api/node.js'
+import { loadAdapter, loadModel } from '../../src/api/node.js'
 import { NodeDirectory } from '../../src/files/io/node/files.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../src/files/safetensors.js'
 import { openEngine } from '../../src/onnx/runtime/host.js'
@@ -34,7 +34,7 @@ const batches = (golden.batches as GoldenBatch[]).map(({ inputIds, attentionMask
 /** Opens the model with a PEFT adapter for training. */
 async function openTraining(folder: string) {
   const model = await loadModel(path('models/union-3m'), {
-    runtime: { module: ort as unknown as OrtModule },
+    runtime: { module: ort },
   })
   const adapter = await loadAdapter(path(`tests/golden/train-union/${folder}`))
   const engine = await openEngine(model.runtime, 'train', async () => TrainEngine)

@@ -7,7 +7,7 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import * as ort from 'onnxruntime-node'
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
-import { loadModel, type Model, type OrtModule, type StepEvent } from '../../src/api/node.js'
+import { loadModel, type Model, type StepEvent } from '../../src/api/node.js'
 import { NodeDirectory } from '../../src/files/io/node/files.js'
 import { newToken } from '../../src/files/io/node/owner.js'
 import type { TrainInput } from '../../src/train/options.js'
@@ -20,7 +20,7 @@ const data = Array.from({ length: 8 }, (_, i) => ({ text: `The whale number ${i}
 let model: Model
 let folder: string
 beforeAll(async () => {
-  model = await loadModel(golden, { runtime: { module: ort as unknown as OrtModule } })
+  model = await loadModel(golden, { runtime: { module: ort } })
 })
 afterAll(() => model.close())
 beforeEach(async () => {

@@ -276,7 +276,7 @@ function poisoned(from: number): OrtModule {
       outputNames: session.outputNames,
       release: () => session.release(),
       async run(feeds: Record<string, unknown>, fetches?: readonly string[]) {
-        const results = await session.run(feeds, fetches)
+        const results = await session.run(feeds, fetches ?? session.outputNames)
         const isStep = fetches?.[0] === 'loss' && fetches.length > 1
         if (isStep && ++steps >= from) (results.loss as { data: Float32Array }).data.fill(Number.NaN)
         return results

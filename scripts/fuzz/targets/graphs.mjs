@@ -9,7 +9,7 @@ import { loadModel } from '../../../dist/model/model-folder.js'
 import { ModelProtoSchema } from '../../../dist/onnx/format/gen/onnx_pb.js'
 import { loadOnnx } from '../../../dist/onnx/format/model.js'
 import { fromBinary, toBinary } from '../../../dist/onnx/format/protobuf.js'
-import { lowerForTraining } from '../../../dist/onnx/lower/lower.js'
+import { lowerFused } from '../../../dist/onnx/lower/lower.js'
 import { Graph } from '../../../dist/onnx/view/graph.js'
 import { buildLossGraph } from '../../../dist/train/graph/training-graph.js'
 import { causalLm } from '../../../dist/train/tasks/causal-lm.js'
@@ -37,7 +37,7 @@ async function checkGraph(bytes, name) {
   const adapter = await loadAdapter(new MemoryDirectory(folder(`${MODELS}/${name}/golden/adapter-init`)))
   const layers = adapter.parts('linear').map(({ name, d, k, rank, scaling }) => ({ name, d, k, rank, scaling }))
   const uses = [
-    (onnx) => lowerForTraining(new Graph(onnx.proto)),
+    (onnx) => lowerFused(new Graph(onnx.proto)),
     (onnx) => buildLossGraph(onnx, undefined, causalLm.open({ onnx, padTokenId: 0, graphs: {} }, []), { layers }),
     () => planMerge({ base: model(), adapters: adapter, out: new MemoryDirectory(), format: 'onnx' }),
   ]
@@ -61,7 +61,7 @@ export const targets = [
     mutate: (random, bytes) => mutateBytes(random, bytes, { isHead: true }),
     async check(bytes) {
       const { proto } = await loadOnnx(new MemoryDirectory({ 'model.onnx': bytes }), 'model.onnx')
-      lowerForTraining(new Graph(proto))
+      lowerFused(new Graph(proto))
     },
   },
   {

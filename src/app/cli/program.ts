@@ -1,5 +1,12 @@
 // Finds the command, runs it, and returns the exit code.
 
+// What is in src/app/, in reading order:
+//   cli/program.ts, cli/options.ts  from the command line to a command and its options
+//   cli/run/, cli/manage/           a file for each command: for models, and for files
+//   cli/show/                       what people see
+//   openai/                         takes fine-tunes home from OpenAI and others
+//   transformers/                   pipelines of transformers.js
+
 import { readFileSync } from 'node:fs'
 import { ConfigError, configureHub, LowrankError } from '../../api/index.js'
 import { adviceOn, meantBy } from '../../core/base/words.js'

@@ -1,5 +1,13 @@
 // The project's error classes. Every message has the same pattern: where, what is wrong, expected, got, what to do.
 
+// What is in src/core/, in reading order:
+//   base/errors.ts                 the errors that everything throws
+//   base/options.ts                checks of options, by tables that are made from their types
+//   base/bytes.ts, base/tensor.ts  where bytes come from and go to; arrays with a shape
+//   base/                          the rest of what every district needs: half floats, random streams, turns
+//   kernels/                       fast products and merges; reference.ts says what they must compute
+//   linalg/                        products of matrices, QR, SVD and eigenvalues
+
 /** The kinds of errors. Each class has its own code. */
 export type ErrorCode =
   | 'FORMAT'

@@ -71,9 +71,9 @@ export function checkDifferentiable({ nodes }: GradientPath, custom: Readonly<Cu
     .filter(([operator]) => !Object.hasOwn(GRADIENTS, operator))
   if (refused.length === 0) return
   throw new UnsupportedError({
-    where: 'training',
+    where: 'gradients',
     what: `no gradient through ${listByOperator(refused)}`,
-    hint: 'Export the model in another way, or adapt only layers behind these nodes',
+    hint: 'Export the graph in another way, or ask only for gradients of values behind these nodes',
   })
 }
 

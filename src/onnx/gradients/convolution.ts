@@ -40,6 +40,6 @@ function inputGradient(context: GradientContext): Value {
 }
 
 function refuseWith(context: GradientContext, what: string): never {
-  const hint = 'Train no bias and no module in front of it: `bias: none` or `bias: lora_only`'
+  const hint = 'Ask for no gradient of its weight, nor of values in front of it'
   return refuse(context, `the gradient of a convolution with ${what} is not implemented`, hint)
 }

@@ -82,6 +82,9 @@ export const ELEMENTWISE: Readonly<Record<string, GradientRule>> = {
     return [() => (g.graph.opset() < 15 ? g.cast(dy, g.floatType) : g.op('CastLike', [dy, x]))]
   },
 
+  // y = x in the type of another value      dx = dy in x's
+  CastLike: ({ g, inputs: [x], dy }) => [() => g.op('CastLike', [dy, x]), undefined],
+
   // y = a where c, else b      da = dy where c, else 0   db = 0 where c, else dy
   Where: ({ g, inputs: [c], dy }) => [undefined, () => g.where(c, dy, g.float(0)), () => g.where(c, g.float(0), dy)],
 

@@ -23,18 +23,18 @@ function rewritten(graph: Graph, node: NodeProto): [output: Value, state: Value]
   const refuse = (what: string, hint: string): never => {
     throw new UnsupportedError({ where: labelOf(node), what, hint })
   }
-  if (packed) refuse('it reads several texts in one row, by cu_seqlens', 'Export the model without packed batches')
+  if (packed) refuse('it reads several texts in one row, by cu_seqlens', 'Export the graph without packed batches')
   const activations = ['gate_activation', 'beta_activation'].map((name) => stringAttribute(node, name, 'none'))
   if (intAttribute(node, 'state_window', 0) > 0 || !/^(qwen|none),(sigmoid|none)$/.test(activations.join())) {
     refuse(
       `its state_window or its activations ${activations.join(' and ')} are not known`,
-      'Export the model for the CPU',
+      'Export the graph for the CPU',
     )
   }
   const [, heads, valueSize] = graph.declared(past ?? '')?.dims ?? []
   const queryHeads = graph.declared(query)?.dims?.[2] ?? graph.integers(graph.producer(query)?.input[1])?.[2]
   if (heads === undefined || valueSize === undefined || queryHeads === undefined) {
-    return refuse('the graph does not tell the sizes of its heads', 'Export the model for the CPU')
+    return refuse('the graph does not tell the sizes of its heads', 'Export the graph for the CPU')
   }
   const flat = (x: Value) => g.reshape(x, g.int([0, 0, -1])) // (B, T, heads, d) → (B, T, heads·d)
   const normalized = (x: Value) =>

@@ -1,5 +1,5 @@
-// Replaces fused operators in training graphs by operators that have gradient rules. The names of the new nodes begin
-// with the names of the old ones, so that modules can still be found by name.
+// Replaces fused operators by operators that have gradient rules. The names of new nodes begin with those of the old,
+// so that layers can still be found by name.
 
 import { attempt, type LowrankError, UnsupportedError } from '../../core/base/errors.js'
 import type { NodeProto } from '../format/tensors.js'
@@ -13,6 +13,7 @@ import { ATTENTION } from './attention.js'
 import { dimsIn, type Lowering, type LoweringContext, refuse } from './context.js'
 import { EXPERTS } from './experts.js'
 import { LINEAR_ATTENTION } from './linear-attention.js'
+import { LOSSES } from './losses.js'
 
 export const FUSED: Readonly<Record<string, Lowering>> = {
   // sum = x + skip (+ bias); y = RMS norm of sum
@@ -91,14 +92,20 @@ function axesOfColumns(sections: readonly number[], layout: number): number[] {
   return range(size).map((column) => (column < 3 * (sections[column % 3] ?? 0) ? column % 3 : 0))
 }
 
-export const LOWERINGS: Readonly<Record<string, Lowering>> = { ...ATTENTION, ...LINEAR_ATTENTION, ...EXPERTS, ...FUSED }
+export const LOWERINGS: Readonly<Record<string, Lowering>> = {
+  ...ATTENTION,
+  ...LINEAR_ATTENTION,
+  ...EXPERTS,
+  ...FUSED,
+  ...LOSSES,
+}
 
 /**
  * Replaces all fused operators. The names of outputs stay. Gradient rules for values that several new nodes compute are
  * added to `custom`. Throws UnsupportedError with the names of all nodes that cannot be replaced; other nodes may
  * already be replaced then.
  */
-export function lowerForTraining(graph: Graph, custom: CustomGradients = new Map()): void {
+export function lowerFused(graph: Graph, custom: CustomGradients = new Map()): void {
   const gradient: LoweringContext['gradient'] = (value, inputs, rule) => void custom.set(value, { inputs, rule })
   const refusals: LowrankError[] = []
   const sharedValues = new Map<string, Value>()
@@ -110,7 +117,7 @@ export function lowerForTraining(graph: Graph, custom: CustomGradients = new Map
   }
   if (refusals.length === 1) throw refusals[0]
   if (refusals.length > 1) {
-    throw new UnsupportedError({ where: 'training', what: refusals.map(({ message }) => message).join('; ') })
+    throw new UnsupportedError({ where: 'gradients', what: refusals.map(({ message }) => message).join('; ') })
   }
 }
 

@@ -7,7 +7,7 @@ import { type RuntimeTensor, type TensorType, withoutFloat16Array } from './runt
 const GPU_TYPES: Partial<Record<string, number>> = { float32: 1, float16: 10 }
 
 interface GpuSession {
-  run(feeds: Record<string, unknown>): Promise<Record<string, unknown>>
+  run(feeds: Record<string, unknown>, fetches: readonly string[]): Promise<Record<string, unknown>>
 }
 
 /** Copies tensors with sessions that do nothing else, because onnxruntime-node has no other way. */
@@ -41,7 +41,7 @@ export class GpuCopies {
         session = await this.open(identity(GPU_TYPES[type] as number), options)
         this.#sessions.set(key, session)
       }
-      return (await session.run({ from: tensor })).to as RuntimeTensor
+      return (await session.run({ from: tensor }, ['to'])).to as RuntimeTensor
     } catch (cause) {
       throw this.errorOf(cause)
     }

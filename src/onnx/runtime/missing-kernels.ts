@@ -38,6 +38,6 @@ export function missingKernel(
   return refused(
     'ONNX Runtime',
     `it does not know the operator ${unknown.operator}`,
-    'Take another export of the model, or a newer ONNX Runtime that has it. Libraries of custom operators are not loaded',
+    'Take another export, or a newer ONNX Runtime that has it. Libraries of custom operators are not loaded',
   )
 }

@@ -53,7 +53,7 @@ export interface OrtModule {
 interface OrtSession {
   readonly inputNames: readonly string[]
   readonly outputNames: readonly string[]
-  run(feeds: Record<string, unknown>, fetches?: readonly string[]): Promise<Record<string, unknown>>
+  run(feeds: Record<string, unknown>, fetches: readonly string[]): Promise<Record<string, unknown>>
   release(): Promise<void>
 }
 
@@ -202,7 +202,7 @@ class WrappedSession implements RuntimeSession {
       names.forEach((name, i) => {
         tensors[name] = made[i]
       })
-      results = await this.#session.run(tensors, outputNames)
+      results = await this.#session.run(tensors, outputNames ?? this.outputNames)
     } catch (cause) {
       const error = runError(cause)
       if (GPU_LOST.test(messageOf(cause))) this.#lost = error

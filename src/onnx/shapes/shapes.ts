@@ -2,6 +2,7 @@
 // the small integer tensors that steer Slice and Reshape. The whole graph only runs if shapes depend on values computed
 // from weights.
 
+import type { DataType } from '../format/tensors.js'
 import type { Feeds } from '../runtime/runtime.js'
 import type { Value } from '../view/builder.js'
 import type { Graph } from '../view/graph.js'
@@ -26,6 +27,7 @@ const MAX_PROBED_ELEMENTS = 64
 export class ShapeMap extends Map<Value, ProbedShape> {
   /** Integer and bool tensors of at most {@link MAX_PROBED_ELEMENTS} elements. */
   readonly contents = new Map<Value, ProbedContent>()
+  readonly types = new Map<Value, DataType>()
 }
 
 /** Changes the dimensions of both runs in the same way. */
@@ -61,10 +63,11 @@ export async function probeShapes(
   const shapes = new ShapeMap()
   for (const value of [...graph.initializers.keys(), ...graph.inputs.map(({ name }) => name), ...values]) {
     const { elemType, points } = known.get(value) ?? {}
-    if (points === undefined) continue
+    if (points === undefined || elemType === undefined) continue
+    shapes.types.set(value, elemType)
     const [{ dims, data }, second] = points
     shapes.set(value, { dims, second: second.dims })
-    if (elemType === undefined || isFloatType(elemType) || data === undefined || second.data === undefined) continue
+    if (isFloatType(elemType) || data === undefined || second.data === undefined) continue
     if (Math.max(data.length, second.data.length) > MAX_PROBED_ELEMENTS) continue
     shapes.contents.set(value, { value: Array.from(data, Number), second: Array.from(second.data, Number) })
   }

@@ -1,4 +1,4 @@
-// Opens the branches of If: their nodes join the graph's list, so that layers in branches are found, adapted and merged
+// Opens the branches of If: their nodes join the graph's list, so that layers in branches are found and changed
 // like others. Writing the graph puts each node back.
 
 import { copyMessage } from '../format/messages.js'

@@ -13,7 +13,7 @@ export class Builder {
 
   constructor(
     readonly graph: Graph,
-    /** Prefix of the names of new nodes and values, for readable graphs: 'lora', 'backward'. */
+    /** Prefix of the names of new nodes and values, for readable graphs, such as 'backward'. */
     readonly scope: string,
     readonly floatType: typeof DataType.FLOAT | typeof DataType.DOUBLE = DataType.FLOAT,
   ) {}

@@ -28,11 +28,11 @@ export function raiseOpset(graph: Graph): void {
   if (opset >= TRAINING_OPSET) return
   if (opset < OLDEST) {
     throw new UnsupportedError({
-      where: 'training',
-      what: 'the model uses an operator set that is too old',
+      where: 'gradients',
+      what: 'the graph uses an operator set that is too old',
       expected: `${OLDEST} or newer`,
       got: `${opset}`,
-      hint: 'Export the model again with a current exporter',
+      hint: 'Export it again with a current exporter',
     })
   }
   if (opset < 13) for (const node of [...graph.nodes]) raiseNode(graph, node)
@@ -47,7 +47,7 @@ function raiseNode(graph: Graph, node: NodeProto): void {
     throw new UnsupportedError({
       where: labelOf(node),
       what: `${changed.opType} of an old operator set inside of it`,
-      hint: 'Export the model again with operator set 17',
+      hint: 'Export the graph again with operator set 17',
     })
   }
   const g = new Builder(graph, 'opset')

@@ -1,6 +1,6 @@
 // The passes that make a training graph of a model, in their order.
 
-import { StateError } from '../../core/base/errors.js'
+import { attempt, StateError, UnsupportedError } from '../../core/base/errors.js'
 import { elementCount } from '../../core/base/tensor.js'
 import { setAccuracyLevel } from '../../model/accuracy-level.js'
 import { addInPlace, fuseTransposes, rewriteAttention, shareKeys } from '../../model/fuse/for-training.js'
@@ -11,7 +11,7 @@ import type { OnnxModel } from '../../onnx/format/model.js'
 import { DataType, type NodeProto } from '../../onnx/format/tensors.js'
 import { buildBackward, checkDifferentiable, type GradientPath, gradientPath } from '../../onnx/gradients/backward.js'
 import { toLinearAttention } from '../../onnx/lower/gated-delta-net.js'
-import { lowerForTraining } from '../../onnx/lower/lower.js'
+import { lowerFused } from '../../onnx/lower/lower.js'
 import { recompute } from '../../onnx/recompute/recompute.js'
 import type { Feeds, SessionOpener } from '../../onnx/runtime/runtime.js'
 import { declareShapes, isFloat, plainShapes } from '../../onnx/shapes/plain-shapes.js'
@@ -87,7 +87,7 @@ export async function addLoss(work: Work): Promise<void> {
 export async function lowerAttention(work: Work): Promise<void> {
   const { graph, forward, options } = work
   const { customGradients } = forward.objective
-  lowerForTraining(graph, customGradients)
+  lowerFused(graph, customGradients)
   fuseGelu(graph)
 
   const inputs = new Set(graph.inputs.map(({ name }) => name))
@@ -163,7 +163,15 @@ function buildGradients(work: Work): TrainedParameter[] {
   const { graph, g, shapes, forward, parameters } = work
   const wrt = parameters.map(({ input }) => input)
   const seeds = new Map([[forward.sum, g.float(1)]])
-  const gradients = buildBackward(g, shapes, seeds, wrt, forward.objective.customGradients)
+  const { value: gradients, problems } = attempt(() => {
+    return buildBackward(g, shapes, seeds, wrt, forward.objective.customGradients)
+  })
+  if (gradients === undefined) {
+    const [problem] = problems
+    if (!(problem instanceof UnsupportedError)) throw problem
+    const hint = 'Train nothing in front of it, also no biases: `bias: none` or `bias: lora_only`'
+    throw new UnsupportedError({ ...problem, hint })
+  }
   return parameters.flatMap((parameter): TrainedParameter[] => {
     const ofSum = gradients.get(parameter.input)
     if (ofSum === undefined) {

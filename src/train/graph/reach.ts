@@ -9,7 +9,7 @@ import type { ModelProto, NodeProto } from '../../onnx/format/tensors.js'
 import type { CustomGradients } from '../../onnx/gradients/backward.js'
 import { GRADIENTS, NON_DIFFERENTIABLE } from '../../onnx/gradients/gradients.js'
 import { toLinearAttention } from '../../onnx/lower/gated-delta-net.js'
-import { lowerForTraining } from '../../onnx/lower/lower.js'
+import { lowerFused } from '../../onnx/lower/lower.js'
 import { checkOperators, type SessionOpener, type SessionOptions } from '../../onnx/runtime/runtime.js'
 import type { Value } from '../../onnx/view/builder.js'
 import { Graph } from '../../onnx/view/graph.js'
@@ -44,7 +44,7 @@ export function gradientReach(model: ModelProto): Reach {
   }
   const custom: CustomGradients = new Map()
   // Operators that cannot be lowered stay, and have no gradient.
-  const refusals = [toLinearAttention, raiseOpset, lowerForTraining].flatMap(
+  const refusals = [toLinearAttention, raiseOpset, lowerFused].flatMap(
     (lower) => attempt(() => lower(graph, custom)).problems,
   )
   const enters = (node: NodeProto) => !NON_DIFFERENTIABLE.has(operatorOf(node))

@@ -49,7 +49,7 @@ describe.skipIf(sharp === undefined)('pictures in files', () => {
       { image: `${folder}/picture.png`, label: 'a' },
       { image: { data: new Uint8Array(192), width: 8, height: 8 }, label: 'b' },
     ]
-    const model = await loadModel(`${folder}/vit`, { runtime: { module: ort as never } })
+    const model = await loadModel(`${folder}/vit`, { runtime: { module: ort } })
     const options = { model, task: 'image-classification', maxSteps: 1, threads: 1 } as const
     const { adapter } = await train({ ...options, data })
     const session = await openSession(model, { adapters: { own: adapter } })

@@ -3,7 +3,7 @@
 import { readFileSync } from 'node:fs'
 import * as ort from 'onnxruntime-node'
 import { describe, expect, it } from 'vitest'
-import { loadModel, type OrtModule } from '../../../src/api/node.js'
+import { loadModel } from '../../../src/api/node.js'
 import type { Pixels } from '../../../src/model/images/image.js'
 import { patchesOf } from '../../../src/model/images/patches.js'
 import { tilesOf } from '../../../src/model/images/tiles.js'
@@ -69,7 +69,7 @@ describe('as transformers with Pillow', () => {
   })
 
   it('tokens of a prompt for Gemma 3, whose pictures are between two tokens', async () => {
-    const runtime = { module: ort as unknown as OrtModule }
+    const runtime = { module: ort }
     const model = await loadModel(graphsFolder('llava'), { runtime })
     for (const { config, prompt, inputIds } of golden.texts) {
       const { vision_config } = model.config

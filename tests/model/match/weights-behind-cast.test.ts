@@ -2,7 +2,7 @@
 
 import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { type LoraConfigInput, loadModel, MemoryDirectory, type Model, type OrtModule } from '../../../src/api/node.js'
+import { type LoraConfigInput, loadModel, MemoryDirectory, type Model } from '../../../src/api/node.js'
 import { readAll, withSource } from '../../../src/core/base/bytes.js'
 import { decodeFloats, encodeFloats } from '../../../src/core/base/dtype.js'
 import { NodeDirectory } from '../../../src/files/io/node/files.js'
@@ -17,7 +17,7 @@ import { ModelSession } from '../../../src/run/model-session.js'
 import { train } from '../../../src/train/train.js'
 import { some } from '../../thorough.js'
 
-const runtime = { module: ort as unknown as OrtModule }
+const runtime = { module: ort }
 const names = ['llama-optimum', 'gpt2-optimum'] as const
 const models = new Map<string, { cast: Model; plain: Model }>()
 

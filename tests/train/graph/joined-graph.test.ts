@@ -3,7 +3,7 @@
 
 import * as ort from 'onnxruntime-node'
 import { expect, it } from 'vitest'
-import { type Feeds, loadModel, type Model, type OrtModule } from '../../../src/api/node.js'
+import { type Feeds, loadModel, type Model } from '../../../src/api/node.js'
 import { takeBranchWithoutCache } from '../../../src/model/inputs/cache.js'
 import { findLinears } from '../../../src/model/match/linears.js'
 import { sessionModel } from '../../../src/model/session-model.js'
@@ -45,7 +45,7 @@ it.each(['t5', 'bart', 't5gemma'])(
   '%s: runs, gives the logits of both graphs, and keeps the names of layers',
   async (name) => {
     const model = await loadModel(graphsFolder(name), {
-      runtime: { module: ort as unknown as OrtModule },
+      runtime: { module: ort },
     })
     const encoder = asByDynamo(await model.openGraph('encoder'))
     const numbered: Model = { ...model, onnx: asByDynamo(model.onnx), openGraph: async () => encoder }

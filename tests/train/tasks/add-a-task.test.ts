@@ -48,7 +48,7 @@ beforeAll(async () => {
   writeFileSync(table, before.replace(/(const LOADERS = \{\n)/, `$1${LINE}`))
   expect(readFileSync(table, 'utf8')).not.toBe(before)
   lowrank = await import(join(folder, 'src/api/node.ts'))
-  const runtime = { module: ort as never }
+  const runtime = { module: ort }
   model = await lowrank.loadModel(join(root, 'tests/golden/models/llama-optimum'), { runtime })
 })
 afterAll(async () => {

@@ -4,7 +4,7 @@
 import { readFileSync } from 'node:fs'
 import * as ort from 'onnxruntime-node'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { loadAdapter, loadModel, MemoryDirectory, type Model, type OrtModule } from '../../../src/api/node.js'
+import { loadAdapter, loadModel, MemoryDirectory, type Model } from '../../../src/api/node.js'
 import { readRows } from '../../../src/files/data/read-rows.js'
 import { NodeDirectory } from '../../../src/files/io/node/files.js'
 import { merge } from '../../../src/merge/merge.js'
@@ -19,7 +19,7 @@ import { maxDifference } from '../../run/models.js'
 import { some } from '../../thorough.js'
 import { checkGoldenRun, type GoldenRun } from './golden-run.js'
 
-const runtime = { module: ort as unknown as OrtModule }
+const runtime = { module: ort }
 
 interface Golden extends GoldenRun {
   rows: { text: string; textPair?: string; label: string }[]

@@ -10,7 +10,6 @@ import {
   loadModel,
   MemoryDirectory,
   type Model,
-  type OrtModule,
   UnsupportedError,
 } from '../../../src/api/node.js'
 import { readRows } from '../../../src/files/data/read-rows.js'
@@ -25,7 +24,7 @@ import { relativeError } from '../../model/golden.js'
 import { checkGoldenRun, type GoldenRun } from './golden-run.js'
 
 const folder = 'tests/golden/image-classification'
-const runtime = { module: ort as unknown as OrtModule }
+const runtime = { module: ort }
 
 interface Golden extends GoldenRun {
   rows: { image: { data: number[]; width: number; height: number }; label: string }[]

@@ -9,7 +9,6 @@ import {
   loadModel,
   MemoryDirectory,
   type Model,
-  type OrtModule,
   type Prompt,
   type RgbImage,
 } from '../../../src/api/node.js'
@@ -35,7 +34,7 @@ interface Golden extends GoldenRun {
   readonly labels: number[][]
 }
 
-const runtime = { module: ort as unknown as OrtModule }
+const runtime = { module: ort }
 const open = (name: string) =>
   loadModel(goldenPath(name === 'gemma3' ? 'picture-training' : 'graphs', name), { runtime })
 

@@ -3,7 +3,7 @@
 import { readFileSync } from 'node:fs'
 import * as ort from 'onnxruntime-node'
 import { expect } from 'vitest'
-import { loadModel, MemoryDirectory, type Model, type OrtModule } from '../../../src/api/node.js'
+import { loadModel, MemoryDirectory, type Model } from '../../../src/api/node.js'
 import { readRows } from '../../../src/files/data/read-rows.js'
 import { joinGraphs } from '../../../src/train/graph/joined-graph.js'
 import { encodeRows } from '../../../src/train/rows/examples.js'
@@ -11,7 +11,7 @@ import { type Seq2SeqExample, seq2seq } from '../../../src/train/tasks/seq2seq.j
 import type { Task } from '../../../src/train/tasks/task.js'
 import { checkGoldenRun, type GoldenRun } from './golden-run.js'
 
-export const runtime = { module: ort as unknown as OrtModule }
+export const runtime = { module: ort }
 
 export const ROWS = [
   { text: 'And the people said unto him', target: 'the sea was calm' },

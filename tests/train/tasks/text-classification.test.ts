@@ -9,7 +9,6 @@ import {
   MemoryDirectory,
   MismatchError,
   type Model,
-  type OrtModule,
   UnsupportedError,
 } from '../../../src/api/node.js'
 import { decodeFloats } from '../../../src/core/base/dtype.js'
@@ -23,7 +22,7 @@ import { relativeError } from '../../model/golden.js'
 import { checkGoldenRun, type GoldenRun } from './golden-run.js'
 
 const folder = 'tests/golden/text-classification'
-const runtime = { module: ort as unknown as OrtModule }
+const runtime = { module: ort }
 
 interface Golden extends GoldenRun {
   rows: Record<string, string>[]

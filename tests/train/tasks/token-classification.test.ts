@@ -9,7 +9,6 @@ import {
   loadModel,
   MemoryDirectory,
   type Model,
-  type OrtModule,
   UnsupportedError,
 } from '../../../src/api/node.js'
 import { decodeFloats } from '../../../src/core/base/dtype.js'
@@ -29,7 +28,7 @@ import { relativeError } from '../../model/golden.js'
 import { checkGoldenRun, type GoldenRun } from './golden-run.js'
 
 const folder = 'tests/golden/token-classification'
-const runtime = { module: ort as unknown as OrtModule }
+const runtime = { module: ort }
 const BASES = { encoder: 'tests/golden/text-classification/encoder', distilbert: `${folder}/distilbert` }
 
 interface Golden extends GoldenRun {
