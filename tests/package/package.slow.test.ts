@@ -209,9 +209,9 @@ try {
   if (error instanceof LowrankError && error.code === 'STATE') throw new Error(String(error.hint) + counts)
 }
 const { gradients: names, graph } = await gradients(new Uint8Array(), { of: 'loss', by: ['weight'] })
-const output: string | undefined = names.weight ?? String(graph.byteLength)
+const named: string | undefined = names.weight ?? String(graph.byteLength)
 // @ts-expect-error the value to differentiate is a name
-gradients('model.onnx', { of: 1, by: [output] })
+gradients('model.onnx', { of: 1, by: [named] })
 // @ts-expect-error a rank is a number
 new LoraLayer([[1]], { rank: '1' })
 `

@@ -83,7 +83,9 @@ describe('districts of src/', () => {
       expect(missing, `src/${district}/${main}`).toEqual([])
       const inside = files.filter((path) => districtOf(path) === district).map((path) => path.split('/').slice(2))
       const folders = new Set(inside.filter(({ length }) => length > 1).map(([folder]) => `${folder}/`))
-      const unnamed = [...folders].filter((folder) => !named.some((name) => name.startsWith(folder) || folder === 'node/'))
+      const unnamed = [...folders].filter(
+        (folder) => !named.some((name) => name.startsWith(folder) || folder === 'node/'),
+      )
       expect(unnamed, `src/${district}/${main}`).toEqual([])
     }
   })
