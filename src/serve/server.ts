@@ -7,6 +7,7 @@
 //   forms/                                answers in the forms of several APIs
 //   bodies/                               bodies on their way, and long answers
 //   texts.ts, messages.ts, tool-calls.ts  chats and completions
+//   upstream/                             servers that are asked instead of this one
 //   jobs/                                 fine-tuning and files
 //   node/                                 listens on a port
 

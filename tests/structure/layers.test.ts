@@ -86,7 +86,7 @@ describe('districts of src/', () => {
       const unnamed = [...folders].filter(
         (folder) => !named.some((name) => name.startsWith(folder) || folder === 'node/'),
       )
-      expect(unnamed, `src/${district}/${main}`).toEqual([])
+      expect(unnamed, `to name at the head of src/${district}/${main}`).toEqual([])
     }
   })
 
