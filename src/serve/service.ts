@@ -418,6 +418,7 @@ export class Service {
         this.#metrics.tokens(promptTokens, cachedTokens, newTokens)
         Object.assign(entry, { promptTokens, cachedTokens, newTokens })
         if (fields.store === true) await this.jobs!.completions.keep(call, done.body)
+        if (entry.route === '/v1/chat/completions') this.#record(call, done.body)
         return done.body
       } finally {
         leave()
@@ -437,6 +438,13 @@ export class Service {
       },
       call.request.signal,
     )
+  }
+
+  /** The caller does not wait for it. */
+  #record(call: Call, answer: object): void {
+    const exchange = { model: this.#modelOf(call), request: call.fields, ms: performance.now() - call.startedAt }
+    const recording = async () => this.options.record?.({ ...exchange, answer: answer as Fields })
+    recording().catch((error) => this.#told(error))
   }
 
   /** The request with the tools and the template that the model gets. */

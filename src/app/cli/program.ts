@@ -46,6 +46,7 @@ export const COMMANDS: Record<string, () => Promise<Command>> = {
   'openai export': async () => (await import('./run/openai.js')).openaiExport,
   'openai record': async () => (await import('./run/openai.js')).openaiRecord,
   'openai move': async () => (await import('./run/openai.js')).openaiMove,
+  'openai check': async () => (await import('./run/openai.js')).openaiCheck,
   jobs: async () => (await import('./run/jobs.js')).jobs,
 }
 

@@ -24,9 +24,10 @@ export interface AliasTarget {
   readonly upstream?: Upstream | undefined
 }
 
-/** A chat that an upstream has answered. */
+/** A chat that was answered. */
 export interface Exchange {
-  readonly url: string
+  /** The server that answered; undefined if a model of this server did. */
+  readonly url?: string | undefined
   /** The name that the caller asked for. */
   readonly model: string
   readonly request: Readonly<Record<string, unknown>>
@@ -53,7 +54,7 @@ export interface UpstreamOptions {
    * `Authorization` is passed on if this server has no keys of its own.
    */
   readonly upstreamKey?: string | undefined
-  /** Called with each chat that an upstream or `fallback` has answered. Default: nothing is recorded. */
+  /** Called with each chat that was answered, here or by another server. Default: nothing is recorded. */
   readonly record?: ((exchange: Exchange) => Promise<void> | void) | undefined
 }
 

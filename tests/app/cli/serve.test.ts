@@ -229,3 +229,28 @@ it('reads a prompt of 20 kB from the command line', async () => {
   const { code, stderr } = await lowrank('generate', MODEL, '--prompt', 'sea '.repeat(5000))
   expect([code, stderr]).toEqual([1, expect.stringMatching(/--prompt: .*fewer than 256 tokens, got 10002/)])
 })
+
+it('takes names with other servers from a file and from options', async () => {
+  const folder = scratchFolder()
+  const config = join(folder, 'serve.yaml')
+  const target = '{ model: peft, upstream: { url: http://127.0.0.1:1/v1, when: "2020-01-01" } }'
+  const lines = ['adapter: { peft: tests/golden/peft/f32 }', `alias: { "ft:gpt-4o:acme::a": ${target}, short: peft }`]
+  writeFileSync(config, [`model: ${MODEL}`, ...lines, 'fallback: http://127.0.0.1:1/v1', 'port: 0'].join('\n'))
+  const { child, done } = start(['serve', '--config', config])
+  const url = await addressOf(child)
+  const { data } = await (await fetch(`${url}/v1/aliases`)).json()
+  expect(data.map(({ name, model }: Record<string, string>) => [name, model])).toEqual([
+    ['ft:gpt-4o:acme::a', 'peft'],
+    ['short', 'peft'],
+  ])
+  const ask = async (model: string) => {
+    const body = JSON.stringify({ model, prompt: 'And', max_tokens: 1 })
+    const init = { method: 'POST', headers: { 'content-type': 'application/json' }, body }
+    return (await fetch(`${url}/v1/completions`, init)).status
+  }
+  expect(await Promise.all(['ft:gpt-4o:acme::a', 'short', 'gpt-9'].map(ask))).toEqual([200, 200, 502])
+  child.kill('SIGTERM')
+  expect((await done).code).toBe(0)
+  const { code, stderr } = await lowrankHere('serve', MODEL, '--upstream', 'http://127.0.0.1:1/v1')
+  expect([code, stderr]).toEqual([2, expect.stringContaining('--upstream needs --moved DIR')])
+})

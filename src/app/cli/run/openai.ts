@@ -141,3 +141,42 @@ export const openaiMove = defineCommand({
     return jobs.some(({ adapter }) => adapter === undefined) ? 1 : 0
   },
 })
+
+export const openaiCheck = defineCommand({
+  name: 'openai check',
+  summary: 'list the stored chats that lowrank serve would refuse',
+  about: [
+    'Opens the base, asks it every stored or recorded chat with the fields that its client sent, for one token each,',
+    'and lists what it refuses and why. Exits with 1 if there is something. Sends nothing to anybody.',
+  ].join('\n'),
+  examples: [],
+  subject: ['dir'],
+  options: {
+    dir: required('DIR', 'the folder of lowrank openai export'),
+    base: text(MODEL, 'the model that will answer; default: the base of the first job that was moved'),
+    provider: choice(PROVIDERS, 'whose chats they are', 'openai'),
+    chatTemplate: text('FILE', 'a chat template (Jinja), in the place of the base’s'),
+    json: JSON_OPTION,
+  },
+  async run({ dir, base, provider, chatTemplate, json }) {
+    const node = await import('../../openai/node/entry.js')
+    const template = await readChatTemplate(chatTemplate)
+    const progress = new Progress()
+    const report = await interruptible('Stopping.', (signal) =>
+      node.checkTraffic({
+        ...{ dir, base, provider: node[provider], chatTemplate: template, signal },
+        on: { progress: ({ done, total }) => progress.update(done, total, '  chats') },
+      }),
+    ).finally(() => progress.end())
+    if (report === undefined) return EXIT_INTERRUPTED
+    if (json) printDocument({ ...report })
+    const refused = Object.entries(report.refused)
+    for (const [why, places] of json ? [] : refused) {
+      print(printable(`${counted(places.length, 'chat')}: ${why}`))
+      for (const place of places.slice(0, 3)) print(printable(`  ${place}`))
+    }
+    const count = refused.reduce((sum, [, places]) => sum + places.length, 0)
+    say(`${counted(report.asked, 'chat')} asked, ${count} refused.`)
+    return count > 0 ? 1 : 0
+  },
+})

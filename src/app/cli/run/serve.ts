@@ -7,8 +7,8 @@ import type { LoraAdapter, OpenSessionOptions } from '../../../api/index.js'
 import { requireChatTemplate } from '../../../api/model.js'
 import { readChatTemplate, readTextFile } from '../../../api/node/command-line.js'
 import { closing } from '../../../core/base/bytes.js'
-import { isObject } from '../../../core/base/options.js'
-import type { ApiKey, RequestEntry, ResolveAdapter } from '../../../serve/node/entry.js'
+import { isObject, jsonIn } from '../../../core/base/options.js'
+import type { AliasTarget, ApiKey, RequestEntry, ResolveAdapter } from '../../../serve/node/entry.js'
 import { checkEarly } from '../early.js'
 import { flags } from '../flags.js'
 import {
@@ -56,6 +56,23 @@ const OPTIONS = {
   train: text('FOLDER', 'answer OpenAI’s routes for files and fine-tuning; needs --admin-key'),
   trainWhen: flags('TrainingOptions', 'when').when,
   ...flags('TrainingOptions', ...OF_TRAINING),
+  moved: text('DIR', 'answer under the old names of the jobs that lowrank openai move has moved in this folder'),
+  alias: repeated(
+    'NAME=MODEL',
+    'a further name of a model; in --config, its value may be { model, upstream: { url, model, when } }',
+  ),
+  upstream: text(
+    'URL',
+    'with --moved: the server of the old models, up to /v1, asked first until their last day; LOWRANK_UPSTREAM_KEY is its key',
+  ),
+  ...flags('HandlerOptions', 'fallback'),
+  record: toggle('with --moved and --upstream: keep what the old models answer in the folder'),
+  compare: single(
+    'SHARE',
+    'with --moved and --upstream: our models answer, and for this share of the chats the old one is asked too',
+    readNumber,
+  ),
+  budget: single('DOLLARS', 'with --compare: the most that the folder may ever cost', readNumber),
   maxDownload: single('BYTES', 'the most bytes of an adapter from the Hub. Default: 1 GiB', readNumber),
   allow: repeated('KIND', 'parts of adapters that come later, beside lora: dora, biases, embeddings or heads'),
   servedModelName: repeated('NAME', 'a name of the base, such as gpt-4o-mini. Default: the model’s name'),
@@ -90,6 +107,7 @@ export const serve: Command = defineCommand({
     'Model and adapters': [
       ...(['dtype', 'servedModelName', 'chatTemplate', 'allowLoading', 'maxDownload', 'allow', 'maxAdapters'] as const),
     ],
+    'In the place of other models': ['moved', 'alias', 'upstream', 'fallback', 'record', 'compare', 'budget'],
     'Training jobs': ['train', 'trainWhen', ...OF_TRAINING],
     'Callers and limits': [
       ...(['keyFile', 'origin', 'allowedHost', 'maxRunning', 'maxQueue', 'maxTokens', 'timeoutSeconds'] as const),
@@ -107,7 +125,8 @@ export const serve: Command = defineCommand({
     const { noPage, quiet, accuracyLevel: level, chatTemplate, servedModelName } = values
     const { createHandler, listen, trainingIn } = await import('../../../serve/node/entry.js')
     const { loadAdapter, loadModel } = await import('../../../api/node.js')
-    const sources = adapter.map(adapterOf)
+    const moved = await movedIn(values)
+    const sources = [...adapter.map(adapterOf), ...Object.entries(moved?.adapters ?? {})]
     const twice = sources.find(([name], i) => sources.findIndex(([known]) => known === name) < i)
     if (twice !== undefined) throw new UsageError(`--adapter: two are called ${twice[0]}: write NAME=SOURCE`)
     // The handler refuses unknown ones.
@@ -126,6 +145,7 @@ export const serve: Command = defineCommand({
         ? undefined
         : trainingIn(train, { dtype, when: values.trainWhen, ...picked(values, OF_TRAINING) })
     const log = values.log ?? (process.stdout.isTTY ? 'off' : 'text')
+    const aliases = { ...moved?.aliases, ...Object.fromEntries(values.alias.map(aliasOf)) }
     if (named === undefined && sources.length === 0) throw new UsageError(`--model ${MODEL} is missing`)
     const resolveAdapter = await resolverOf(values.allowLoading, values.maxDownload)
     const template = await readChatTemplate(chatTemplate)
@@ -133,7 +153,7 @@ export const serve: Command = defineCommand({
     const load = async () => {
       for (const [name, source] of sources) adapters[name] = await loadAdapter(source)
       const [[name, first]] = sources.length > 0 ? sources : [['', '']]
-      return loadModel(named ?? (await baseOfAdapter(first, adapters[name])), { dtype })
+      return loadModel(named ?? moved?.base ?? (await baseOfAdapter(first, adapters[name])), { dtype })
     }
     // Nothing is loaded for a port that cannot be used.
     let begin = () => {}
@@ -144,6 +164,12 @@ export const serve: Command = defineCommand({
     const opening = loading.then((model) =>
       createHandler({
         ...{ model, adapters, resolveAdapter, hosts, training, ...picked(values, LIMITS) },
+        ...{
+          aliases,
+          record: moved?.record,
+          fallback: values.fallback,
+          upstreamKey: process.env.LOWRANK_UPSTREAM_KEY || undefined,
+        },
         session: {
           ...picked(values, OF_SESSION),
           accuracyLevel: level === undefined ? undefined : (Number(level) as 0 | 4),
@@ -192,6 +218,7 @@ export const serve: Command = defineCommand({
       })
     } finally {
       await close()
+      await moved?.close()
     }
   },
 })
@@ -211,7 +238,9 @@ async function withConfig(file: string, occurrences: readonly Occurrence[]): Pro
   ).flatMap(([name, value]) => {
     const flag = flagOf(name)
     const named = isObject(value)
-    const pairs = named ? Object.entries(value).map((pair) => pair.join('=')) : []
+    const pairs = named
+      ? Object.entries(value).map(([key, item]) => `${key}=${isObject(item) ? JSON.stringify(item) : item}`)
+      : []
     const isRepeatable = (OPTIONS as Options)[name]?.isRepeatable
     const list = !named ? [value].flat() : isRepeatable ? pairs : [pairs.join(',')]
     return list.filter((item) => item !== false).map((item) => ({ flag, value: item === true ? '' : String(item) }))
@@ -259,6 +288,24 @@ function lineOf(entry: RequestEntry): string {
   const first = entry.firstTokenMs === undefined ? '' : ` first ${Math.round(entry.firstTokenMs)} ms`
   const line = `${new Date().toISOString()} ${status} ${method} ${route} ${key} ${model}${tokens}${first} ${Math.round(ms)} ms ${id}`
   return printable(line)
+}
+
+async function movedIn({ moved, model, upstream, record, compare, budget }: ServeValues) {
+  if (moved === undefined) {
+    const given = { upstream, record: record || undefined, compare, budget }
+    const lone = Object.entries(given).find(([, value]) => value !== undefined)
+    if (lone !== undefined) throw new UsageError(`--${lone[0]} needs --moved DIR`)
+    return undefined
+  }
+  const { openServed } = await import('../../openai/node/entry.js')
+  const upstreamKey = process.env.LOWRANK_UPSTREAM_KEY
+  return openServed({ dir: moved, base: model, upstream, upstreamKey, isRecorded: record, compare, budget })
+}
+
+function aliasOf(given: string): [name: string, target: string | AliasTarget] {
+  const [, name, target] = /^([^=]+)=(.+)$/s.exec(given) ?? []
+  if (!name || !target) throw new UsageError(`--alias ${given}: write NAME=MODEL`)
+  return [name, target.startsWith('{') ? (jsonIn(target) as AliasTarget) : target]
 }
 
 /** A source alone has the name of its last part. */

@@ -3,6 +3,8 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { LowrankError, messageOf, RuntimeError } from '../../../core/base/errors.js'
 import { isObject, jsonIn, withoutPassword } from '../../../core/base/options.js'
+import type { Answer } from '../compare.js'
+import type { Message } from '../prompts.js'
 import type { Connection, Item } from '../provider.js'
 
 const TRIES = 6
@@ -112,6 +114,20 @@ function waitOf(headers: Headers, attempt: number): number {
     Date.parse(after) - Date.now(),
   ].find((ms) => Number.isFinite(ms) && ms >= 0)
   return said ?? Math.min(MOST_WAIT_MS, WAIT_MS * 2 ** (attempt - 1))
+}
+
+/** Asks our own server: the answer, or what is wrong with the request. */
+export async function askHandler(
+  handler: (request: Request) => Promise<Response>,
+  body: object,
+): Promise<{ readonly answer?: Answer; readonly error?: string }> {
+  const headers = { 'content-type': 'application/json' }
+  const init = { method: 'POST', headers, body: JSON.stringify(body) }
+  const response = await handler(new Request('http://localhost/v1/chat/completions', init))
+  const text = await response.text()
+  if (!response.ok) return { error: errorIn(text).message }
+  const [choice] = (jsonIn(text) as { choices: { message: Message; finish_reason: string }[] }).choices
+  return { answer: { answer: choice.message, finish: choice.finish_reason } }
 }
 
 /** After an error nothing more is begun, and what has begun ends before the error is thrown. */

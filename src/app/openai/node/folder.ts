@@ -10,7 +10,7 @@ import { chmod, mkdir, readdir, readFile } from 'node:fs/promises'
 import path from 'node:path'
 import { type Report, reportPage } from '../../../api/report/page.js'
 import { type Reservation, writeFile } from '../../../core/base/bytes.js'
-import { FileError, FormatError } from '../../../core/base/errors.js'
+import { ConfigError, FileError, FormatError } from '../../../core/base/errors.js'
 import { isObject, jsonIn } from '../../../core/base/options.js'
 import { Turns } from '../../../core/base/turns.js'
 import { withFileErrors } from '../../../files/io/node/errors.js'
@@ -70,6 +70,14 @@ export class Folder {
       what: 'no manifest.json',
       hint: 'Run lowrank openai export with this folder first',
     })
+  }
+
+  /** The base of the first job that was trained again. @throws ConfigError if none was */
+  baseOf(): string {
+    const moved = this.manifest.moved.find(({ adapter, isTaken }) => adapter !== undefined && !isTaken)
+    if (moved !== undefined) return moved.base
+    const hint = 'Name a base, or run lowrank openai move with this folder first'
+    throw new ConfigError({ where: this.path, what: 'it has no job that was moved', hint })
   }
 
   async close(): Promise<void> {

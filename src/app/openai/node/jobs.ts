@@ -1,9 +1,10 @@
 // The jobs of a folder, with the prompts that their files and stored chats have.
 
 import { itemsOf, type Known, safeName } from '../plan.js'
-import { lastUserText, type Origin, type Prompt, promptOfRow, trafficOf } from '../prompts.js'
+import { lastUserText, type Origin, type Prompt, promptOfRow, type Request, trafficOf } from '../prompts.js'
 import type { Item, Job, Provider } from '../provider.js'
 import type { Folder } from './folder.js'
+import { RECORDED, type Recorded } from './recorded.js'
 
 export interface JobPrompts {
   readonly job: Job
@@ -23,16 +24,27 @@ export async function readJobs(folder: Folder, provider: Provider): Promise<JobP
     const rows: Item[] = place ? await folder.lines(place) : []
     return rows.flatMap((row, i) => promptOfRow(row, origin, `${place}, line ${i + 1}`, job) ?? [])
   }
+  const recorded = (await folder.lines(RECORDED)) as unknown as Recorded[]
+  const served = recorded.flatMap((line) => (line.request === undefined ? [] : [{ ...line, request: line.request }]))
   const jobs: JobPrompts[] = []
   for (const job of found.sort((a, b) => endOf(a).localeCompare(endOf(b)))) {
     const prompts = {
       'held-out': await promptsIn('held-out', job.validationFile, job),
-      traffic: trafficOf(provider, lists, job.model),
+      traffic: [
+        ...trafficOf(provider, lists, job.model),
+        ...served.filter(({ model }) => model === job.model).map(promptOfServed),
+      ],
       training: await promptsIn('training', job.trainingFile, job),
     }
     jobs.push({ job, prompts })
   }
   return jobs
+}
+
+/** A chat that came through the server. */
+function promptOfServed({ key, request, answer, where }: Recorded & { readonly request: Request }): Prompt {
+  const askedAt = Date.parse(where) / 1000
+  return { origin: 'traffic', where: `${RECORDED}, ${key}`, request, wanted: answer, row: {}, askedAt }
 }
 
 /** Chats after the training whose question is in no training file, so that no model has seen them. */

@@ -14,13 +14,13 @@ import type { Moved } from '../manifest.js'
 import { measuresOf } from '../measures.js'
 import { baseThatFits, type GraderModels, planMove } from '../move-plan.js'
 import { safeName, weightsOf } from '../plan.js'
-import { lastUserText, type Message, type Prompt } from '../prompts.js'
+import { lastUserText, type Prompt } from '../prompts.js'
 import type { Item, Provider } from '../provider.js'
 import { redact } from '../redact.js'
-import { AT_ONCE, inPool } from './client.js'
+import { AT_ONCE, askHandler, inPool } from './client.js'
 import { Folder } from './folder.js'
 import { type JobPrompts, readJobs, unseenTraffic } from './jobs.js'
-import { keyOf, RECORDED, type Recorded, sentOf } from './record.js'
+import { keyOf, RECORDED, type Recorded, sentOf } from './recorded.js'
 
 export interface MoveOptions {
   /** The folder of an export. */
@@ -200,7 +200,7 @@ class Mover {
         const startedAt = performance.now()
         const limits = { temperature: 0, max_completion_tokens: this.options.maxTokens ?? 512 }
         const body = { ...sentOf(prompt.request), model: name === 'new' ? model : 'the base', ...limits }
-        const given = await askHandler(handler!, body)
+        const { answer: given } = await askHandler(handler!, body)
         if (given !== undefined) {
           const answer = { ...given, ms: performance.now() - startedAt }
           ours.set(`${name} ${key}`, answer)
@@ -238,14 +238,4 @@ function split(training: readonly Prompt[]): [Prompt[], Prompt[]] {
   const kept = training.filter((_, i) => !isOut(i))
   const seen = new Set(kept.map(({ request }) => lastUserText(request)))
   return [kept, training.filter(({ request }, i) => isOut(i) && !seen.has(lastUserText(request)))]
-}
-
-/** Asks our own server; undefined if it refuses the request. */
-async function askHandler(handler: (request: Request) => Promise<Response>, body: object): Promise<Answer | undefined> {
-  const headers = { 'content-type': 'application/json' }
-  const init = { method: 'POST', headers, body: JSON.stringify(body) }
-  const response = await handler(new Request('http://localhost/v1/chat/completions', init))
-  const { choices } = (await response.json()) as { choices?: { message: Message; finish_reason: string }[] }
-  if (!response.ok || choices === undefined) return undefined
-  return { answer: choices[0].message, finish: choices[0].finish_reason }
 }

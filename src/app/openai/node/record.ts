@@ -1,16 +1,17 @@
 // Asks the old models while they answer. Every request is in the ledger before it is sent.
 
-import { createHash, randomUUID } from 'node:crypto'
+import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { StateError, UnsupportedError } from '../../../core/base/errors.js'
 import { isObject, jsonIn } from '../../../core/base/options.js'
 import { BATCH_SHARE, costIn, PRICES, type Price, type Prices, priceOf, worstCase } from '../prices.js'
-import { foreignPart, inOrder, type Message, ORIGINS, type Origin, type Prompt, type Request } from '../prompts.js'
+import { foreignPart, ORIGINS, type Prompt } from '../prompts.js'
 import type { Connection, Environment, Item, Job, Provider } from '../provider.js'
 import { ask, askJson, inPool, Refusal } from './client.js'
 import { Folder } from './folder.js'
 import { readJobs } from './jobs.js'
 import { Ledger } from './ledger.js'
+import { keyOf, RECORDED, type Recorded, recordedOf, sentOf } from './recorded.js'
 
 export interface RecordOptions {
   /** The folder of an export. */
@@ -42,45 +43,11 @@ export interface RecordReport {
   readonly gone: Readonly<Record<string, string>>
 }
 
-/** An answer of an old model, as recorded.jsonl has it. */
-export interface Recorded {
-  readonly key: string
-  readonly model: string
-  readonly origin: Origin | 'served'
-  readonly where: string
-  /** Who wrote the answer. Training refuses rows with a source until the provider's terms are read. */
-  readonly source: { readonly provider: string; readonly model: string }
-  readonly answer: Message
-  /** `length`: the limit cut the answer, which then counts as unfinished and never as wrong. */
-  readonly finish: string
-  readonly cost: number
-  /** Milliseconds; undefined for batches. */
-  readonly ms?: number | undefined
-  readonly logprobs?: unknown
-  /** Of an answer to a request that a client sent to the server. */
-  readonly request?: Request | undefined
-}
-
-export const RECORDED = 'recorded.jsonl'
-
-/** Fields of stored requests that are sent again. Others could cost more than their tokens. */
-const SENT = ['tools', 'tool_choice', 'parallel_tool_calls', 'response_format', 'functions', 'stop', 'top_p']
 const TRIES = 3
 const MOST_LOST = 3
 /** A model of reasoning takes no temperature. */
 const REASONS = /^(ft:)?(o\d|gpt-5)/
 const ENDED = ['completed', 'expired', 'failed', 'cancelled']
-
-/** The same prompt to the same model has the same key. */
-export function keyOf(model: string, request: Request): string {
-  const text = JSON.stringify([model, inOrder(sentOf(request))])
-  return createHash('sha256').update(text).digest('hex').slice(0, 32)
-}
-
-export function sentOf(request: Request): Request {
-  const kept = SENT.flatMap((name) => (request[name] === undefined ? [] : [[name, request[name]] as const]))
-  return { messages: request.messages, ...Object.fromEntries(kept) }
-}
 
 export async function recordAnswers(options: RecordOptions): Promise<RecordReport> {
   const { dir, provider, environment = process.env } = options
@@ -324,17 +291,4 @@ class Recorder {
     }
     await this.ledger.settle(id, total)
   }
-}
-
-/** A line of recorded.jsonl; undefined if the answer has no message. */
-export function recordedOf(
-  { choices }: Item,
-  about: Omit<Recorded, 'source' | 'answer' | 'finish' | 'logprobs'>,
-  provider: string,
-): Recorded | undefined {
-  const [choice] = (Array.isArray(choices) ? choices : []) as Item[]
-  if (!isObject(choice?.message)) return undefined
-  const { message: answer, finish_reason: finish, logprobs } = choice
-  const source = { provider, model: about.model }
-  return { ...about, source, answer: answer as Message, finish: String(finish), logprobs }
 }
