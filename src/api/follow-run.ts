@@ -3,6 +3,7 @@
 import { isObject } from '../core/base/options.js'
 import type { TrainResult } from '../train/options.js'
 import type { EvaluationEvent, ProgressEvent, StepEvent, TrainEvents, TrainStage } from '../train/report.js'
+import { platform } from './platform/platform.js'
 
 /** Something that happened in a run: an event of {@link TrainEvents}, with its name as `type`. */
 export type TrainEvent =
@@ -52,15 +53,15 @@ export function followRun(
 
 /**
  * Returns the caller's functions, each followed by a call of `tell`. Values that are not functions stay as they are:
- * `train` refuses them.
+ * `train` refuses them. Without functions, progress goes to the terminal, unless the program follows the events.
  */
 function heard(on: unknown, tell: (event: TrainEvent) => void, isFollowed: () => boolean): unknown {
   if (on !== undefined && !isObject(on)) return on
-  const listeners = (on ?? {}) as TrainEvents
+  const listeners = (on ?? platform().watch?.() ?? {}) as TrainEvents
   const then = <A>(listener: unknown, event: (value: A) => TrainEvent) => {
     if (listener !== undefined && typeof listener !== 'function') return listener
     return (value: A) => {
-      listener?.call(listeners, value)
+      if (on !== undefined || !isFollowed()) listener?.call(listeners, value)
       tell(event(value))
     }
   }

@@ -1,11 +1,12 @@
 // Opens models. The code that reads graphs and tokenizers is loaded with the first call.
 
-import type { Source } from '../core/base/bytes.js'
+import type { Place, Source } from '../core/base/bytes.js'
 import { FileError, type FormatError } from '../core/base/errors.js'
 import type { SignalLike } from '../core/base/globals.js'
 import { checkOptions } from '../core/base/options.js'
+import type { RemoteOptions } from '../files/io/hub/directory.js'
 import type { DtypeChoice } from '../model/graph-file.js'
-import type { Model } from '../model/model-folder.js'
+import type { Model, TextModel } from '../model/model-folder.js'
 import type { RuntimeHost } from '../onnx/runtime/host.js'
 import { LOAD_MODEL_OPTIONS } from './gen/run-options.js'
 import { type DownloadEvents, hearing } from './hub.js'
@@ -47,15 +48,27 @@ export async function requireChatTemplate(source: Source, error?: (model: string
 export async function loadModel(source: Source, options: LoadModelOptions = {}): Promise<Model> {
   checkOptions(options, 'loadModel', LOAD_MODEL_OPTIONS)
   const { on, signal } = options
-  const { directory, file } = await openSource(source, 'source', { signal, ...(on && hearing(on)) })
-  if (file !== undefined && OTHER_FILES.test(file)) {
-    throw new FileError({
-      where: `${directory.name}/${file}`,
-      what: 'not a model that can be run',
-      expected: 'a model folder or its .onnx file',
-    })
-  }
+  const { directory, file } = await openModel(source, { signal, ...(on && hearing(on)) })
   const folder = await import('../model/model-folder.js')
   const { runtime = platform().defaultRuntime(), dtype } = options
   return folder.loadModel(directory, { runtime, dtype, onnxPath: file ?? options.onnxPath })
+}
+
+/** Reads what encoding records needs. A model that reads pictures beside texts is opened whole, as it measures them. */
+export async function loadForRecords(source: Source, options: LoadModelOptions): Promise<Model | TextModel> {
+  const { directory } = await openModel(source, options)
+  const texts = await (await import('../model/model-folder.js')).loadTexts(directory)
+  const readsPictures = texts.preprocessorConfig !== undefined && texts.tokenizer !== undefined
+  return readsPictures ? loadModel(directory, options) : texts
+}
+
+async function openModel(source: Source, options: RemoteOptions): Promise<Place> {
+  const place = await openSource(source, 'source', options)
+  const { directory, file } = place
+  if (file === undefined || !OTHER_FILES.test(file)) return place
+  throw new FileError({
+    where: `${directory.name}/${file}`,
+    what: 'not a model that can be run',
+    expected: 'a model folder or its .onnx file',
+  })
 }

@@ -9,7 +9,7 @@ import { isByteSource, isDirectory } from '../files/data/row.js'
 import { type LoraConfigInput, resolveConfig } from '../lora/config.js'
 import { LORA_CONFIG } from '../lora/gen/options.js'
 import { defaultTargetModules } from '../lora/peft/default-targets.js'
-import type { Model } from '../model/model-folder.js'
+import type { Model, TextModel } from '../model/model-folder.js'
 import { MODEL } from '../model/source-values.js'
 import type { RunSources } from '../train/about-run.js'
 import type { GraderModel } from '../train/loop/graders/forms.js'
@@ -23,7 +23,7 @@ import { checkTaskName, isLoopName, tasksFor } from '../train/tasks/tasks.js'
 import { type RunContext, train as trainOpened } from '../train/train.js'
 import { openAdapter } from './adapters.js'
 import { CHECK_DATA_OPTIONS, TRAIN_OPTIONS } from './gen/options.js'
-import { loadModel, requireChatTemplate } from './model.js'
+import { type LoadModelOptions, loadForRecords, loadModel, requireChatTemplate } from './model.js'
 import { memoryLimits } from './platform/memory.js'
 import { platform } from './platform/platform.js'
 import { openData, openTarget } from './sources.js'
@@ -95,7 +95,6 @@ export async function withTraining<T>(
       adapter,
       teacher,
       rewards: await openRewards(options),
-      ...(options.on === undefined && { on: platform().watch?.() }),
       decodeImage: options.decodeImage ?? platform().decodeImage,
       out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
     }
@@ -152,10 +151,11 @@ async function openRewards({ rewards, graderModels }: TrainOptions): Promise<rea
 export async function checkData(options: CheckDataOptions): Promise<DataReport> {
   checkOptions(options, 'checkData', CHECK_DATA_OPTIONS)
   const { decodeImage = platform().decodeImage, preview } = options
-  return withOpened(options, async (model, data, evalData) => {
+  const work = async (model: Model | TextModel | undefined, data: TrainingData, evalData: TrainingData | undefined) => {
     const { checkRecords } = await import('../train/rows/check.js')
     return checkRecords({ ...options, model, data, evalData, decodeImage }, preview)
-  })
+  }
+  return withOpened(options, work, loadForRecords)
 }
 
 export async function trainingTasks(model?: Model): Promise<TaskFacts[]> {
@@ -207,9 +207,10 @@ type OpenedOptions = Pick<
 >
 
 /** Opens the data first, so that a wrong path is found before a model is downloaded. */
-export async function withOpened<T, M extends Model | Source | undefined>(
+export async function withOpened<T, M extends Model | Source | undefined, L extends Model | TextModel = Model>(
   options: OpenedOptions & { readonly model?: M },
-  work: (model: Model | (M & undefined), data: TrainingData, evalData: TrainingData | undefined) => Promise<T>,
+  work: (model: Model | L | (M & undefined), data: TrainingData, evalData: TrainingData | undefined) => Promise<T>,
+  load: (source: Source, options: LoadModelOptions) => Promise<Model | L> = loadModel,
 ): Promise<T> {
   const { model, dtype, data, evalData, signal, task } = options
   if (task !== undefined && !isLoopName(task)) checkTaskName(task)
@@ -223,8 +224,8 @@ export async function withOpened<T, M extends Model | Source | undefined>(
     const openedData = await openData(data, 'data', closeLater)
     const openedEvalData = evalData === undefined ? undefined : await openData(evalData, 'evalData', closeLater)
     if (!isOpen) await requireTemplateFor(openedData, options, model as Source)
-    const opened = isOpen ? (model as unknown as Model) : await loadModel(model as Source, { dtype, signal })
-    if (!isOpen) closers.push(() => opened.close())
+    const opened = isOpen ? (model as unknown as Model) : await load(model as Source, { dtype, signal })
+    if (!isOpen && 'close' in opened) closers.push(() => opened.close())
     return await work(opened, openedData, openedEvalData)
   } finally {
     await Promise.all(closers.map((close) => close()))

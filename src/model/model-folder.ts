@@ -61,6 +61,9 @@ export interface Model {
   close(): Promise<void>
 }
 
+/** What encoding texts needs of a model: everything but its graphs. */
+export type TextModel = Omit<Model, 'graphs' | 'onnxPath' | 'onnx' | 'runtime' | 'openGraph' | 'close'>
+
 /** Keys of config.json for the context length, the most common first. */
 const CONTEXT_KEYS = ['max_position_embeddings', 'n_positions', 'n_ctx', 'max_seq_len', 'seq_length']
 
@@ -79,6 +82,36 @@ export async function loadModel(
   const graphs =
     onnxPath === undefined ? await findGraphs(directory, { dtype, config }) : { [roleOf(onnxPath)]: onnxPath }
   const [path] = Object.values(graphs)
+  const texts = await loadTexts(directory, config)
+  const opened = new Map<string, OnnxModel>()
+  const onnx = await loadOnnx(directory, path)
+  opened.set(path, onnx)
+  return {
+    ...texts,
+    graphs,
+    onnxPath: path,
+    onnx,
+    runtime,
+    async openGraph(role) {
+      const wanted = (graphs as Model['graphs'])[role]
+      if (wanted === undefined) {
+        const [what, got] = [`the model has no ${role}`, Object.keys(graphs).join(', ')]
+        throw new FileError({ where: directory.name, what, got })
+      }
+      const graph = opened.get(wanted) ?? (await loadOnnx(directory, wanted))
+      opened.set(wanted, graph)
+      return graph
+    },
+    close: async () => void (await Promise.all([...opened.values()].map((graph) => graph.close()))),
+  }
+}
+
+/** Reads what texts need, and no graph. Throws FileError without a config.json. */
+export async function loadTexts(
+  directory: Directory,
+  given?: Readonly<Record<string, unknown>> | undefined,
+): Promise<TextModel> {
+  const config = given ?? (await readObject(directory, 'config.json'))
   if (config === undefined) {
     throw new FileError({
       where: directory.name,
@@ -92,7 +125,6 @@ export async function loadModel(
   const sentence = await readSentenceModules(directory)
   const hasTokenizer = await directory.has('tokenizer.json')
   const tokenizer = hasTokenizer ? await loadTokenizer(directory, sentence.lowersCase) : undefined
-  const opened = new Map<string, OnnxModel>()
   const ends = [tokenizer?.eosTokenId, generationConfig.eos_token_id, config.eos_token_id]
   const eosTokenIds = [...new Set(ends.flatMap(tokenIds))]
   const vocabularySize = positiveInteger(config, ['vocab_size'])
@@ -100,35 +132,18 @@ export async function loadModel(
   const padTokenIds = [tokenizer?.padTokenId, generationConfig.pad_token_id, config.pad_token_id]
     .flatMap(tokenIds)
     .filter((id) => id < (vocabularySize ?? Number.POSITIVE_INFINITY))
-  const onnx = await loadOnnx(directory, path)
-  opened.set(path, onnx)
   return {
     name: directory.hubId ?? directory.name,
     directory,
-    graphs,
-    onnxPath: path,
     config,
     generationConfig,
     preprocessorConfig,
-    onnx,
     tokenizer,
     sentence,
     vocabularySize,
     contextLength: contextLengthOf(config),
     eosTokenIds,
     padTokenId: padTokenIds[0] ?? eosTokenIds[0] ?? 0,
-    runtime,
-    async openGraph(role) {
-      const wanted = (graphs as Model['graphs'])[role]
-      if (wanted === undefined) {
-        const [what, got] = [`the model has no ${role}`, Object.keys(graphs).join(', ')]
-        throw new FileError({ where: directory.name, what, got })
-      }
-      const graph = opened.get(wanted) ?? (await loadOnnx(directory, wanted))
-      opened.set(wanted, graph)
-      return graph
-    },
-    close: async () => void (await Promise.all([...opened.values()].map((graph) => graph.close()))),
   }
 }
 

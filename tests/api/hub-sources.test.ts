@@ -6,6 +6,7 @@ import path from 'node:path'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { push } from '../../src/api/node/handoff.js'
 import {
+  checkData,
   configureHub,
   inspect,
   LoraAdapter,
@@ -63,6 +64,14 @@ describe('the Hub', () => {
     expect(text).not.toBe('')
     await session.dispose()
     await model.close()
+  })
+
+  test('checkData loads what encoding needs, and no graph', async () => {
+    const data = [{ prompt: 'Who is it? ', completion: 'It is the captain.' }]
+    const report = await checkData({ model: 'org/union', data, preview: 1 })
+    expect(current.hub.loaded.sort()).toEqual(RUN.filter((file) => !file.endsWith('.onnx')))
+    expect(report).toEqual(await checkData({ model: MODEL, data, preview: 1 }))
+    expect(report.lengths!.unit).toBe('tokens')
   })
 
   test('loadAdapter loads the two files of an adapter', async () => {

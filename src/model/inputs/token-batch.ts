@@ -2,7 +2,7 @@
 
 import type { Feeds } from '../../onnx/runtime/runtime.js'
 import type { Graph } from '../../onnx/view/graph.js'
-import { type Model, requireTokenizer } from '../model-folder.js'
+import { type Model, requireTokenizer, type TextModel } from '../model-folder.js'
 import type { Span } from '../text/added-tokens.js'
 import { checkVocabulary } from '../text/tokenizer.js'
 import { encodeWords } from '../text/words.js'
@@ -41,17 +41,22 @@ export interface EncodedTexts {
   readonly isTruncated: boolean
 }
 
-export function encodeTexts(model: Model, text: string, textPair: string | undefined, length: number): EncodedTexts {
+export function encodeTexts(
+  model: TextModel,
+  text: string,
+  textPair: string | undefined,
+  length: number,
+): EncodedTexts {
   return plain(model, requireTokenizer(model).encodeTexts(text, textPair, length))
 }
 
-export function encodeTagged(model: Model, text: string, words: readonly Span[], length: number) {
+export function encodeTagged(model: TextModel, text: string, words: readonly Span[], length: number) {
   const encoded = encodeWords(requireTokenizer(model), text, words, length)
   return { ...plain(model, encoded), firsts: encoded.firsts }
 }
 
 function plain(
-  model: Model,
+  model: TextModel,
   { ids, typeIds, isTruncated }: { ids: readonly number[]; typeIds: readonly number[]; isTruncated: boolean },
 ): EncodedTexts {
   checkVocabulary(ids, { tokenizer: requireTokenizer(model), vocabularySize: model.vocabularySize })

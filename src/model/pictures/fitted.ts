@@ -5,7 +5,10 @@ import { type ImageProcessor, imageProcessor } from '../images/processor.js'
 import { imageFeeds } from '../inputs/images.js'
 import type { Model } from '../model-folder.js'
 
-export function processorOf({ preprocessorConfig, config }: Model): ImageProcessor {
+export function processorOf({
+  preprocessorConfig,
+  config,
+}: Pick<Model, 'preprocessorConfig' | 'config'>): ImageProcessor {
   return imageProcessor(preprocessorConfig, config.image_size)
 }
 

@@ -6,7 +6,7 @@ import { firstOf } from '../../core/base/group.js'
 import { isObject } from '../../core/base/options.js'
 import { readRows } from '../../files/data/read-rows.js'
 import { Hash } from '../../model/base-record.js'
-import { type Model, requireTokenizer } from '../../model/model-folder.js'
+import { type Model, requireTokenizer, type TextModel } from '../../model/model-folder.js'
 import { bytesOf } from '../../onnx/format/tensors.js'
 import { joinGraphs } from '../graph/joined-graph.js'
 import type { TrainInput, TrainingData } from '../options.js'
@@ -66,7 +66,8 @@ export interface CheckDataInput
     TrainInput,
     'task' | 'data' | 'evalData' | 'columns' | 'maxLength' | 'chatTemplate' | 'chatTemplateArgs' | 'decodeImage'
   > {
-  readonly model?: Model | undefined
+  /** Without its graph, whether the model can be trained for the task is not checked. */
+  readonly model?: Model | TextModel | undefined
   readonly maxInvalid?: number | undefined
 }
 
@@ -76,9 +77,9 @@ const UNLEARNED = 'left out, because they have no target'
 
 /** Wrong records are in the report, wrong options are thrown. `preview`: examples that are shown as tokens. */
 export async function checkRecords(given: CheckDataInput, preview = 0): Promise<DataReport> {
-  const model = given.model && (await joinGraphs(given.model))
-  if (model === undefined) return checkOpened(given, preview)
-  const opened = { ...given, model }
+  const { model: asGiven } = given
+  if (asGiven === undefined || !('onnx' in asGiven)) return checkOpened(given, preview)
+  const opened = { ...given, model: await joinGraphs(asGiven) }
   return withPictures(opened, (pictures) => checkOpened({ ...opened, pictures }, preview))
 }
 
@@ -145,7 +146,7 @@ class Records {
       for await (const { row, where } of readRows(data, { columns, name, onInvalid })) {
         if (this.task === undefined) {
           this.task = task === undefined ? await taskOfRow(row, model) : await loadTask(task)
-          if (model !== undefined) this.task.check(model)
+          if (model !== undefined && 'onnx' in model) this.task.check(model)
         }
         try {
           if (context === undefined) this.task.parse(row, where)

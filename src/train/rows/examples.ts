@@ -3,7 +3,7 @@
 import { ConfigError, DataError } from '../../core/base/errors.js'
 import { nextTurn } from '../../core/base/turns.js'
 import type { OnInvalid, Rows } from '../../files/data/row.js'
-import type { Model } from '../../model/model-folder.js'
+import type { Model, TextModel } from '../../model/model-folder.js'
 import { loadChatTemplate, recordTemplate } from '../../model/text/chat-template.js'
 import { type ExampleFile, ExampleStore } from '../../model/text/example-store.js'
 import type { ChatTemplate } from '../../model/text/template.js'
@@ -115,7 +115,7 @@ export async function withPictures<T>(
  * Reads the chat template once; errors in it are thrown when a row needs it. `used` is the template if a row has needed
  * it.
  */
-export async function encodeContext(options: ReadingOptions & { readonly model: Model }) {
+export async function encodeContext(options: ReadingOptions & { readonly model: TextModel }) {
   const { model, chatTemplate, chatTemplateArgs, decodeImage, pictures, termsRead } = options
   const maxLength = resolveMaxLength(options.maxLength, model.contextLength)
   const loaded = await loadChatTemplate(model.directory, chatTemplate).then(

@@ -80,7 +80,7 @@ export const causalLm: Task<PicturedRecord, PicturedExample> = {
         where: `${record.where}, images`,
         what: 'pictures beside texts are not read here',
         expected: 'training or evaluation of a model with embed_tokens.onnx and vision_encoder.onnx',
-        got: `model_type ${JSON.stringify(model.config.model_type)}, ${Object.values(model.graphs).join(', ')}`,
+        got: `model_type ${JSON.stringify(model.config.model_type)}`,
       })
     }
     await pictures.read(record.chat, record.images, record.where)

@@ -100,7 +100,10 @@ function encodeTarget({ target: text, where }: TextPair, { model, maxLength, isL
   })
 }
 
-function positionsOf({ config, contextLength = Number.POSITIVE_INFINITY }: Model): number {
+function positionsOf({
+  config,
+  contextLength = Number.POSITIVE_INFINITY,
+}: Pick<Model, 'config' | 'contextLength'>): number {
   const { max_target_positions: positions } = config
   return typeof positions === 'number' ? positions : contextLength
 }

@@ -1,16 +1,13 @@
 // Chooses the task if the caller names none: by the fields of a row of data, or by the model.
 
 import { isObject } from '../../core/base/options.js'
-import { inputFamily } from '../../model/inputs/family.js'
-import type { Model } from '../../model/model-folder.js'
+import type { Model, TextModel } from '../../model/model-folder.js'
 import { LABEL_NAMES } from '../../model/text/records.js'
-import { readGraph } from '../../onnx/view/graph.js'
 import type { Task } from './task.js'
 import { canTrain, loadTask, TASK_NAMES, type TaskName } from './tasks.js'
 
-export function defaultTask({ graphs, onnx }: Pick<Model, 'graphs' | 'onnx'>): TaskName {
-  const hasEncoder = graphs.encoder !== undefined || inputFamily(readGraph(onnx))?.encoderGraph !== undefined
-  return hasEncoder ? 'seq2seq' : 'causal-lm'
+export function defaultTask({ config }: Pick<Model, 'config'>): TaskName {
+  return config.is_encoder_decoder === true ? 'seq2seq' : 'causal-lm'
 }
 
 /** Returns the tasks that fit the row. Tasks that match the most fields come first; among equals, the default. */
@@ -47,13 +44,14 @@ export function unreadNotes(
   return unread.map((field) => `have a field "${field}", which the task ${name} does not read${advice(field)}`)
 }
 
-export async function taskOfRow(row: unknown, model: Model | undefined): Promise<Task> {
+/** A model without its graph is not asked which tasks it can be trained for. */
+export async function taskOfRow(row: unknown, model: Model | TextModel | undefined): Promise<Task> {
   const byModel = model === undefined ? TASK_NAMES[0] : defaultTask(model)
   const { records } = await loadTask(byModel)
   // Spares loading all tasks for rows that only have fields of the default task.
   const isPlain =
     isObject(row) && Object.keys(row).every((field) => records.some((record) => Object.hasOwn(record, field)))
   for (const task of isPlain ? [] : await tasksOfRow(row, byModel))
-    if (model === undefined || canTrain(task, model)) return task
+    if (model === undefined || !('onnx' in model) || canTrain(task, model)) return task
   return loadTask(byModel)
 }

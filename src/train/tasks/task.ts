@@ -2,7 +2,7 @@
 
 import type { OptionTable } from '../../core/base/options.js'
 import type { DecodeImage, ImageSource } from '../../model/images/image.js'
-import type { Model } from '../../model/model-folder.js'
+import type { Model, TextModel } from '../../model/model-folder.js'
 import type { MessageOfParts } from '../../model/text/chat.js'
 import type { ChatTemplate } from '../../model/text/template.js'
 import type { Feeds, RuntimeTensor } from '../../onnx/runtime/runtime.js'
@@ -13,7 +13,7 @@ import type { HeadOptions, TrainedHead } from './trained-head.js'
 
 /** The model and the limits that a row is encoded for. */
 export interface EncodeContext {
-  readonly model: Model
+  readonly model: TextModel
   /** Most tokens of an example; may be infinite. */
   readonly maxLength: number
   /** True if the caller asked for that limit, so that longer texts are cut. */

@@ -2,8 +2,13 @@
 
 import { afterEach, beforeEach, expect, test, vi } from 'vitest'
 import { watchDownloads, watchMerge, watchOnTerminal } from '../../../src/api/node/watch.js'
-import { MemoryDirectory, merge, openSession } from '../../../src/api/node.js'
+import { MemoryDirectory, merge, openSession, train } from '../../../src/api/node.js'
+import { enginesHere } from '../../engines-here.js'
+import { MODEL, publish } from '../../files/io/hub/publish.js'
+import { current, useHub } from '../../files/io/hub/toolkit.js'
 import { oneThread, openModel } from '../../run/models.js'
+
+useHub()
 
 let shown = ''
 let now = 0
@@ -77,4 +82,29 @@ test('opening a session shows nothing', async () => {
   const session = await openSession({ ...model, runtime: { module: oneThread } } as typeof model, { threads: 1 })
   await session.dispose()
   expect(shown).toBe('')
+})
+
+test('a training shows the download of its model and its steps, unless the program listens', async () => {
+  const endEngines = enginesHere()
+  const outer = { ...process.env }
+  publish(current.hub, 'org/union', MODEL)
+  Object.assign(process.env, { HF_HOME: current.home, HF_ENDPOINT: current.hub.endpoint })
+  vi.mocked(performance.now).mockImplementation(() => (now += 3000))
+  const data = [{ prompt: 'Who is it? ', completion: 'It is the captain.' }]
+  try {
+    await train({ model: 'org/union', data, maxSteps: 2 })
+    expect(shown).toMatch(/loading org\/union\/onnx\/model\.onnx █* *░* \d+ % of 12\.\d MB/)
+    expect(shown).toMatch(/loading org\/union\/onnx\/model\.onnx █{30} 100 % of/)
+    expect(shown).toMatch(/step 1 of 2, loss \d+\.\d{3}, \d+ s left\r.*step 2 of 2, loss \d+\.\d{3}\n/s)
+    for (const on of [{}, { step: () => {} }]) {
+      shown = ''
+      await train({ model: 'org/union', data, maxSteps: 1, on })
+      expect(shown).toBe('')
+    }
+    for await (const _ of train({ model: 'org/union', data, maxSteps: 1 }));
+    expect(shown).toBe('')
+  } finally {
+    process.env = outer
+    endEngines()
+  }
 })

@@ -37,6 +37,46 @@ it('compares an adapter with its base, and mixes', async () => {
   expect(JSON.parse(whole.stdout)).toMatchObject({ version: 1, task: 'causal-lm', records: 3, differBy: 'loss' })
 })
 
+const golden = join(root, 'tests/golden')
+const goldenRows = (file: string): object[] => JSON.parse(readFileSync(join(golden, file), 'utf8')).rows
+
+describe('the command on the model card gives its numbers', () => {
+  /** Words beyond `--max-length` change labels and losses, so that numbers of cut records would differ. */
+  const long = ['The sea was calm and the people went out to see it.', 'And the', 'They came to the city in the night.']
+  it.each<[task: string, base: string, rows: object[], metric: string]>([
+    ['causal-lm', join(root, 'models/union-3m'), long.map((text) => ({ text })), 'perplexity'],
+    [
+      'text-classification',
+      join(golden, 'text-classification/encoder'),
+      long.map((text, i) => ({ text, label: 'ab'[i % 2] })),
+      'accuracy',
+    ],
+    [
+      'token-classification',
+      join(golden, 'token-classification/distilbert'),
+      goldenRows('token-classification/distilbert/golden/golden.json'),
+      'accuracy',
+    ],
+  ])('%s', async (task, base, rows, metric) => {
+    const data = join(scratch, `${task}.jsonl`)
+    const out = join(scratch, `${task} of a card`)
+    writeFileSync(data, rows.map((row) => JSON.stringify(row)).join('\n'))
+    const train = ['train', '--model', base, '--task', task, '--data', data, '--eval-data', data, '--out', out]
+    const settings = ['--max-steps', '4', '--learning-rate', '0.02', '--max-length', '8', '--batch-size', '2']
+    expect(await lowrankHere(...train, ...settings, '--threads', '1')).toMatchObject({ code: 0 })
+    const card = readFileSync(join(out, 'README.md'), 'utf8')
+    const [, line] = /^npx lowrank (evaluate .*)$/m.exec(card)!
+    const words = [...line.matchAll(/'([^']*)'|(\S+)/g)].map(([, quoted, plain]) => quoted ?? plain)
+    const { stdout, stderr } = await lowrankHere(...words, '--threads', '1', '--resamples', '1', '--json')
+    expect(stderr).not.toMatch(/error/)
+    const { metrics } = JSON.parse(stdout).models.at(-1)
+    for (const name of ['loss', metric]) {
+      const shown = Number(new RegExp(`^\\| ${name} \\| \\S+ \\| (\\S+) \\|$`, 'm').exec(card)![1])
+      expect(Number(metrics[name].value.toPrecision(5)), name).toBe(shown)
+    }
+  })
+})
+
 it.each<[args: string[], code: number, message: RegExp]>([
   [['--data', 'x.jsonl'], 2, /--model .* is missing/],
   [['--model', model, '--adapter', adapter, '--data', join(root, 'missing.jsonl')], 1, /missing\.jsonl/],

@@ -124,12 +124,14 @@ describe.each(Object.entries(BASES))('%s', (name, base) => {
   })
 
   it('learns, saves the head with the factors, and resumes to the same bytes', async () => {
+    // Training cuts rows to `maxLength`, and evaluation cuts none: what nobody taught would have no known answer.
+    const uncut = rows.filter(({ words }, i) => examples[i].firsts.length === words.length)
     const train = (out: MemoryDirectory, options: object = {}) =>
       trainAdapter({
         model,
         task: 'token-classification',
         data: rows,
-        evalData: rows,
+        evalData: uncut,
         maxLength,
         batchSize: 3,
         epochs: 60,
@@ -142,8 +144,7 @@ describe.each(Object.entries(BASES))('%s', (name, base) => {
     const [whole, broken] = [new MemoryDirectory(), new MemoryDirectory()]
     const { report } = await train(whole)
     expect(report.trainLoss.at(-1)).toBeLessThan(report.trainLoss[0] / 2)
-    // Words beyond `maxLength` are evaluated too, and nothing has taught them.
-    expect(report.evalMetrics!.accuracy).toBeGreaterThan(0.7)
+    expect(report.evalMetrics!.accuracy).toBe(1)
     const config = JSON.parse(new TextDecoder().decode(whole.files.get('adapter_config.json')))
     expect(config).toMatchObject({ task_type: 'TOKEN_CLS', modules_to_save: ['classifier'] })
     expect((await loadAdapter(whole)).labels).toEqual(order)
