@@ -1,5 +1,5 @@
 // Converts stored types in vectors: eight elements (f64: four) are widened, and rounded back once, to nearest even. The
-// numbers of the kinds are those of `KINDS` in src/core/kernels/wasm-merge.ts.
+// numbers of the kinds are those of `KINDS` in src/core/kernels/merge-kernel.ts.
 
 export const BF16: i32 = 0
 export const F16: i32 = 1

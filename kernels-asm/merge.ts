@@ -29,7 +29,7 @@ const STRIP: i32 = 512
 /** The bytes of a part of the packed right factor. It is used for all rows, and stays in the second-level cache. */
 const BLOCK_BYTES: i32 = 262144
 
-/** A chunk and its factors; a `Tiles` follows in memory. src/core/kernels/wasm-merge.ts has a copy. */
+/** A chunk and its factors; a `Tiles` follows in memory. src/core/kernels/merge-kernel.ts has a copy. */
 @unmanaged
 class Job {
   kind: i32

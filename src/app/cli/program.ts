@@ -13,6 +13,7 @@ import { adviceOn, meantBy } from '../../core/base/words.js'
 import { checkEarly } from './early.js'
 import { type Command, flagOf, parseCommand, UsageError } from './options.js'
 import { commandHelp, programHelp } from './show/help.js'
+import { EXIT_INTERRUPTED, Interrupted } from './show/interrupt.js'
 import { complain, print, say, showDownloads, spellMessages, usesColor, warn } from './show/terminal.js'
 
 export const EXIT_KNOWN_ERROR = 1
@@ -73,6 +74,7 @@ export async function run(args: readonly string[]): Promise<number> {
     await checkEarly(command, values)
     return await command.run(values, { occurrences })
   } catch (error) {
+    if (error instanceof Interrupted) return EXIT_INTERRUPTED
     if (!(error instanceof LowrankError)) throw error
     const { where, message } = error
     const flag = where === undefined ? undefined : flagNamed(where, command)

@@ -112,13 +112,16 @@ export async function planEdits(
 /** Reads lines of the tensors that an adapter replaces. */
 export function linesOf({ replacements, sources }: OpenAdapters, index: number): ReadPart {
   return async (part, first, count) => {
-    const isPart = ({ adapter, tensor, rows }: BaseReplacement) =>
-      adapter === index && tensor === part && rows === undefined
-    const { info, source } = replacements.find(isPart)!
+    const { info, source } = replacementOf(replacements, index, part)
     const rowBytes = info.byteLength / info.shape[0]
     const bytes = await sources[source].read(info.offset + first * rowBytes, count * rowBytes)
     return decodeWeights(bytes, info.dtype as WeightDtype)
   }
+}
+
+function replacementOf(all: readonly BaseReplacement[], index: number, tensor: string, isRows = false) {
+  const isMeant = ({ rows }: BaseReplacement) => (rows !== undefined) === isRows
+  return all.find((given) => given.adapter === index && given.tensor === tensor && isMeant(given))!
 }
 
 /** Turns the quantized layers that the plan says into layers of floats. Returns the model with their files. */
@@ -188,7 +191,7 @@ class EditPlan {
       edit.keys.push(`${index}:${part.name}`)
     } else if (at.kind === 'weight') await this.#replaceWeight(share, part, at)
     else {
-      const values = this.#replacement(index, part.name, false)
+      const values = replacementOf(this.opened.replacements, index, part.name)
       const edit = this.#at(at, part.name)
       const key = `${index}=${part.name}`
       if (at.start === undefined) replaceTensor(edit, this.opened.sources, this.#shifted(values, at.offset), false, key)
@@ -212,12 +215,12 @@ class EditPlan {
     const { weight: whole, bias } = this.#layersOf(share, part)
     if (expert !== undefined) {
       const ofExpert = expertLayer({ ...whole, b: this.#inOrder(whole.b, order) }, expert, start, d)
-      const edit = this.#weightOf(linear, linear.name)
+      const edit = this.#weightOf(at, linear.name)
       addLayer(edit, { ...ofExpert, isInputMajor, name }, 0, `${key}/${expert}/${start}`)
       return
     }
     const layer = { ...(d === whole.d ? whole : layerOfRows(whole, start, d)), name, isInputMajor }
-    const edit = this.#weightOf(linear, linear.form.isLookup ? linear.name : part.name)
+    const edit = this.#weightOf(at, linear.form.isLookup ? linear.name : part.name)
     addLayer(edit, layer, linear.fused?.start ?? 0, key)
     if (bias !== undefined && inFloats) {
       const what = 'a bias of B (lora_bias) cannot be merged into a layer whose integers become floats'
@@ -233,15 +236,15 @@ class EditPlan {
 
   async #replaceWeight({ index }: GraphShare, part: OpenPart, at: WeightPlacement): Promise<void> {
     const { linear, isInputMajor, tokens } = at
-    const isLookup = linear.form.isLookup === true
-    const edit = at.inFloats ? await this.#floatsOf(linear) : this.#weightOf(linear, linear.name)
+    const { replacements, sources } = this.opened
+    const edit = at.inFloats ? await this.#floatsOf(at) : this.#weightOf(at, linear.name)
     if (tokens !== undefined) {
-      const rows = this.#replacement(index, `${part.module}.weight`, true)
-      replaceRows(edit, rows, linear.transposed === isLookup, `${index}#${part.module}`)
+      const rows = replacementOf(replacements, index, `${part.module}.weight`, true)
+      replaceRows(edit, rows, linear.transposed === (linear.form.isLookup === true), `${index}#${part.module}`)
       return
     }
-    const values = this.#replacement(index, part.name, false)
-    replaceTensor(edit, this.opened.sources, values, isInputMajor === linear.transposed, `${index}=${part.name}`)
+    const values = replacementOf(replacements, index, part.name)
+    replaceTensor(edit, sources, values, isInputMajor === linear.transposed, `${index}=${part.name}`)
   }
 
   /** B with its rows in the order that the graph has. */
@@ -268,19 +271,10 @@ class EditPlan {
     return { weight, bias: ofPart.find(({ tensor }) => tensor === 'bias') }
   }
 
-  #replacement(index: number, tensor: string, isRows: boolean): BaseReplacement {
-    const { replacements } = this.opened
-    return replacements.find((replacement) => {
-      return (
-        replacement.adapter === index && replacement.tensor === tensor && (replacement.rows !== undefined) === isRows
-      )
-    })!
-  }
-
   /** The place of a quantized weight that is stored as floats, which can hold any values. */
-  async #floatsOf(linear: Linear): Promise<Edit> {
+  async #floatsOf({ linear, node, input }: WeightPlacement): Promise<Edit> {
     const { graph, onnx } = this.model
-    const { name, dataType, transposed, k, d, layout, output, node } = linear
+    const { name, dataType, transposed, k, d, layout, output } = linear
     const known = this.floats.get(output)
     if (known !== undefined) {
       this.#touched ??= known.edit.base.base
@@ -294,10 +288,7 @@ class EditPlan {
     const weight = `${name}.weight`
     const base = { name: weight, dtype, shape, offset: 0, byteLength }
     const tensor = { name: weight, dtype, base, source: this.opened.sources.push(source) - 1, layers: [], rows: [] }
-    const edit = this.#edit({ node, input: linear.form.isLookup ? 0 : 1 }, weight, output, {
-      ...tensor,
-      isReplaced: false,
-    })
+    const edit = this.#edit({ node, input }, weight, output, { ...tensor, isReplaced: false })
     this.floats.set(output, { linear, edit, location: `${name}/floats`, source })
     const { dataType: type, ...stored } = graph.constant(linear.weight) as TensorProto
     const before = byteLengthOf(type, stored.dims.map(Number)) ?? 0
@@ -322,10 +313,10 @@ class EditPlan {
     return { ...values, info: floatInfo, source: this.opened.sources.push(made) - 1 }
   }
 
-  #weightOf(linear: Linear, module: string): Edit {
-    const { edit } = this.floats.get(linear.output) ?? {}
+  #weightOf(at: LayerPlacement | WeightPlacement, module: string): Edit {
+    const { edit } = this.floats.get(at.linear.output) ?? {}
     if (edit !== undefined) this.#touched ??= edit.base.base
-    return edit ?? this.#at({ node: linear.node, input: linear.form.isLookup ? 0 : 1 }, `${module}.weight`)
+    return edit ?? this.#at(at, `${module}.weight`)
   }
 
   #at({ node, input }: Place, name: string): Edit {

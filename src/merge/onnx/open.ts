@@ -1,12 +1,10 @@
 // Plans a merge into the graphs of a model: a single graph, or an encoder and a decoder that share an adapter's layers.
 
 import type { ByteSource } from '../../core/base/bytes.js'
-import { MismatchError } from '../../core/base/errors.js'
 import { roleOf } from '../../model/graph-file.js'
-import { missingError } from '../../model/match/match.js'
 import { placedModel } from '../../model/place/place.js'
 import { placedAdapter } from '../../model/place/placement.js'
-import { spreadAdapter, unusedPoolers } from '../../model/place/spread.js'
+import { missingFrom, nothingFits, spreadAdapter } from '../../model/place/spread.js'
 import { type OnnxFile, planOnnx } from '../../onnx/format/layout.js'
 import { loadOnnx, type OnnxModel } from '../../onnx/format/model.js'
 import { Graph } from '../../onnx/view/graph.js'
@@ -109,43 +107,34 @@ async function spreadAll(
   const shares: GraphShare[][] = bases.map(() => [])
   const warnings: string[] = []
   for (const whole of all) {
-    const names = whole.parts.map(({ name }) => name)
-    const unused = unusedPoolers(graphs, names)
-    const share = { ...whole, parts: whole.parts.filter(({ name }) => !unused.includes(name)) }
+    const shareOf = (names: ReadonlySet<string>) => {
+      return { ...whole, parts: whole.parts.filter(({ name }) => names.has(name)) }
+    }
+    const { unused, parts, missing } = await spreadAdapter(
+      graphs,
+      placedAdapter(whole.adapter),
+      linesOf(opened, whole.index),
+      allowMissing,
+      ({ graph, linears, config }, names) =>
+        fit.note(() => findMergedHead(graph, linears, config, [shareOf(names)]))?.placed.tensors,
+    )
     if (unused.length > 0) {
       warnings.push(`left out, because the model has no module for it: ${unused.join(', ')}`)
       fit.notes.push(`left out, because nothing would read what it gives: ${unused.join(', ')}`)
       fit.parts.push(...unused.map((name) => ({ name, info: undefined })))
     }
-    if (bases.length === 1 && !allowMissing) {
-      shares[0].push(share)
-      continue
-    }
-    const heads = graphs.map(({ graph, linears, config }) =>
-      fit.note(() => findMergedHead(graph, linears, config, [share])),
-    )
-    const { parts: partsOfGraphs, missing } = await spreadAdapter(
-      graphs,
-      placedAdapter(share.adapter, share.parts),
-      linesOf(opened, share.index),
-      heads.map((head) => head?.placed.tensors),
-    )
     if (missing.length > 0) {
-      const linears = graphs.flatMap(({ linears }) => linears.map(({ name }) => name))
-      const paths = bases.map(({ path }) => path)
+      const names = whole.parts.flatMap(({ name }) => (unused.includes(name) ? [] : name))
       if (!allowMissing) {
-        const names = share.parts.map(({ name }) => name)
-        fit.problems.push(missingError(missing, linears, names, paths))
+        fit.problems.push(missingFrom(graphs, names, missing))
         for (const name of missing) {
-          fit.parts.push({ name, info: undefined, problem: missingError([name], linears, names, paths) })
+          fit.parts.push({ name, info: undefined, problem: missingFrom(graphs, names, [name]) })
         }
-      } else if (missing.length === share.parts.length) {
-        fit.add(new MismatchError({ where: 'adapter', what: 'the model has no module for any of its layers' }))
-      }
+      } else if (missing.length === names.length) fit.add(nothingFits())
       warnings.push(`left out, because the model has no module for it: ${missing.join(', ')}`)
     }
-    partsOfGraphs.forEach((names, i) => {
-      if (names.size > 0) shares[i].push({ ...share, parts: share.parts.filter(({ name }) => names.has(name)) })
+    parts.forEach((names, i) => {
+      if (names.size > 0) shares[i].push(shareOf(names))
     })
   }
   return { shares, warnings }

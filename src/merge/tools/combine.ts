@@ -4,7 +4,7 @@
 
 import type { Directory } from '../../core/base/bytes.js'
 import { ConfigError, MismatchError, StateError, UnsupportedError } from '../../core/base/errors.js'
-import { Steps } from '../../core/base/progress.js'
+import { Steps, type ToolRun } from '../../core/base/progress.js'
 import { formatShape, type Matrix } from '../../core/base/tensor.js'
 import { beside, copyAs, stacked } from '../../core/linalg/product.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
@@ -14,7 +14,6 @@ import type { LayerVectors } from '../../lora/factors.js'
 import type { PartValues, PartView } from '../../lora/part.js'
 import { type OpenAdapter, openForUse } from '../../lora/peft/open.js'
 import { weighted } from '../weighted.js'
-import { type CombineSettings, type CombineWay, combineWay } from './combine-settings.js'
 import {
   assemble,
   type Change,
@@ -27,7 +26,40 @@ import {
   normOf,
   shellOf,
 } from './factor-parts.js'
+import type { RankChoice } from './rank.js'
 import { type RankReport, type ResizeResult, totalError, truncatedChange } from './resize.js'
+
+/**
+ * - `exact`: Σ weight·ΔW, or the closest change of the given rank
+ * - `linear`: sums of the factors A and B themselves, which adds products of one adapter's B and another's A
+ */
+const COMBINATION_TYPES = ['exact', 'linear'] as const
+
+/** A way to combine adapters: one of {@link COMBINATION_TYPES}. */
+export type CombinationType = (typeof COMBINATION_TYPES)[number]
+
+/** How {@link combineAdapters} combines. */
+export interface CombineSettings extends RankChoice, ToolRun {
+  /**
+   * `exact`: the weighted sum of the changes. `linear` adds the factors A and B themselves, as in PEFT's
+   * add_weighted_adapter.
+   * @default exact
+   */
+  combinationType?: CombinationType | undefined
+}
+
+interface CombineWay {
+  readonly type: CombinationType
+  readonly choice: RankChoice
+}
+
+function combineWay({ combinationType: type = 'exact', ...choice }: Omit<CombineSettings, keyof ToolRun>): CombineWay {
+  const rule = Object.entries(choice).find(([, value]) => value !== undefined)
+  if (type !== 'exact' && rule !== undefined) {
+    throw new ConfigError({ where: rule[0], what: `${type} has no choice of a rank`, expected: 'exact' })
+  }
+  return { type, choice }
+}
 
 /** Result of {@link combineAdapters}. */
 export type CombineResult = ResizeResult

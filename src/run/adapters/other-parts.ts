@@ -67,8 +67,8 @@ export function shareOver(
     const model = { graph, linears, embeddings: findEmbeddings(graph), config, use: 'session' } as const
     return { ...model, role: role as ModelGraph['role'], name: onnx.fileName, onnx }
   })
-  const heads = models.map((model) => attempt(() => readHead(model, adapter as LoraAdapter)).value?.tensors)
-  return shareAdapter(models, adapter, allowsMissing, tell, heads)
+  const headOf = (model: ModelGraph) => attempt(() => readHead(model, adapter as LoraAdapter)).value?.tensors
+  return shareAdapter(models, adapter, allowsMissing, tell, headOf)
 }
 
 interface LinearParts {

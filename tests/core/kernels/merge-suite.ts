@@ -1,10 +1,11 @@
-// Tests for every implementation of MergeKernel, compared with the definition: each sum in order and in f32, the scale
+// Tests for every kernel of merges, compared with the definition: each sum in order and in f32, the scale
 // after the product, and a single rounding, found by searching the values of the type.
 
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import type { FloatArray, WeightDtype } from '../../../src/api/node.js'
-import type { MergeJob, MergeKernel, RightBlock } from '../../../src/core/kernels/merge-kernel.js'
+import type { MergeJob, RightBlock } from '../../../src/core/kernels/merge-kernel.js'
+import type { Kernel } from './reference-merge.js'
 
 const DTYPES: WeightDtype[] = ['bf16', 'fp16', 'fp32', 'fp64']
 const CHUNK = 1 << 16
@@ -123,7 +124,7 @@ function randomBytes(dtype: WeightDtype, count: number, seed: number): Uint8Arra
   return new Uint8Array(Uint16Array.from(values, (value) => roundHalf(value, dtype)).buffer)
 }
 
-export function mergeKernelSuite(name: string, create: (byteLength: number) => MergeKernel): void {
+export function mergeKernelSuite(name: string, create: (byteLength: number) => Kernel): void {
   const kernel = create(CHUNK)
 
   /** Makes a view that is not aligned for SIMD, with NaN around it. */

@@ -1,4 +1,4 @@
-import { createMergeKernel } from '../../../src/core/kernels/wasm-merge.js'
+import { createMergeKernel } from '../../../src/core/kernels/merge-kernel.js'
 import { mergeKernelSuite } from './merge-suite.js'
 import { referenceMergeKernel } from './reference-merge.js'
 

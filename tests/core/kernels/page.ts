@@ -3,10 +3,9 @@
 
 import { LoraLayer } from '../../../src/api/node.js'
 import { gemm, kernelName } from '../../../src/core/kernels/index.js'
-import type { MergeKernel } from '../../../src/core/kernels/merge-kernel.js'
+import { createMergeKernel } from '../../../src/core/kernels/merge-kernel.js'
 import { referenceKernels } from '../../../src/core/kernels/reference.js'
-import { createMergeKernel } from '../../../src/core/kernels/wasm-merge.js'
-import { referenceMergeKernel } from './reference-merge.js'
+import { type Kernel, referenceMergeKernel } from './reference-merge.js'
 
 export interface PageResult {
   kernels: string
@@ -42,7 +41,7 @@ globalThis.Worker = class extends Worker {
 const largest = (values: Float32Array) => values.reduce((most, value) => Math.max(most, Math.abs(value)), 0)
 const wave = (length: number) => Float32Array.from({ length }, (_, i) => Math.sin(i * 1.7))
 
-function mergedBytes(kernel: MergeKernel): Uint8Array {
+function mergedBytes(kernel: Kernel): Uint8Array {
   kernel.begin(8, 100, 'fp32')
   kernel.putRight({ values: wave(8 * 100), row: 0, column: 0, rows: 8, columns: 100, isTransposed: false })
   kernel.chunk.set(Uint8Array.from({ length: 10 * 100 * 2 }, (_, i) => (i % 2 === 0 ? i * 31 : 0x3c + (i % 3))))

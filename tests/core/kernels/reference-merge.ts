@@ -6,7 +6,10 @@ import type { MergeJob, MergeKernel, MergeResult } from '../../../src/core/kerne
 
 const QUIET_NAN = 0x7fc00000
 
-export function referenceMergeKernel(byteLength: number): MergeKernel {
+/** What a merge asks of its kernel. */
+export type Kernel = Pick<MergeKernel, keyof MergeKernel>
+
+export function referenceMergeKernel(byteLength: number): Kernel {
   const chunk = new Uint8Array(byteLength)
   let right: FloatArray = new Float32Array()
   let width = 0

@@ -1,8 +1,8 @@
 import { describe, expect, test } from 'vitest'
 import { disposeKernels, LoraLayer } from '../../../src/api/node.js'
+import { createMergeKernel } from '../../../src/core/kernels/merge-kernel.js'
 import { referenceKernels } from '../../../src/core/kernels/reference.js'
 import { createWasmKernels } from '../../../src/core/kernels/wasm.js'
-import { createMergeKernel } from '../../../src/core/kernels/wasm-merge.js'
 import { kernelSuite } from './suite.js'
 
 kernelSuite(referenceKernels)

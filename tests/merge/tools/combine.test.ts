@@ -7,7 +7,7 @@ import { LoraAdapter, type LoraConfigInput, loadAdapter, MemoryDirectory, saveAd
 import { usePlatform } from '../../../src/api/platform/platform.js'
 import { combine } from '../../../src/api/tools.js'
 import { svd } from '../../../src/core/linalg/svd.js'
-import type { CombineSettings } from '../../../src/merge/tools/combine-settings.js'
+import type { CombineSettings } from '../../../src/merge/tools/combine.js'
 import { goldenPath, tensorsOf } from '../../golden.js'
 import { changes, distance, randomAdapter, sumOf } from './adapters.js'
 

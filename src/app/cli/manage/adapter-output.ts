@@ -4,7 +4,7 @@ import type { ResizeResult, ToolProgress } from '../../../api/index.js'
 import { newFolder } from '../../../api/node/command-line.js'
 import { counted } from '../../../core/base/errors.js'
 import { choice, required, toggle, type Values } from '../options.js'
-import { EXIT_INTERRUPTED, stoppable } from '../show/interrupt.js'
+import { stoppable } from '../show/interrupt.js'
 import { colors, peakRssBytes, print, printDocument, say, table, warn } from '../show/terminal.js'
 
 export const ADAPTER_OUTPUT = {
@@ -13,10 +13,10 @@ export const ADAPTER_OUTPUT = {
   json: toggle('print one JSON document on stdout'),
 }
 
-/** Runs `work`, whose steps are counted on a progress line. If a signal ends it, says so and returns undefined. */
-export async function withProgress<T>(
+/** Runs `work`, whose steps are counted on a progress line. */
+export function withProgress<T>(
   work: (run: { signal: AbortSignal; on: { progress(progress: ToolProgress): void } }) => Promise<T>,
-): Promise<T | undefined> {
+): Promise<T> {
   return stoppable('Stopping. Nothing is written.', (signal, progress) => {
     return work({ signal, on: { progress: ({ done, total, name }) => progress.update(done, total, `  ${name}`) } })
   })
@@ -28,9 +28,7 @@ export async function writeAdapter(
 ): Promise<number> {
   const node = await import('../../../api/node.js')
   const folder = await newFolder(out)
-  const made = await withProgress(work)
-  if (made === undefined) return EXIT_INTERRUPTED
-  const { adapter, layers, error, warnings } = made
+  const { adapter, layers, error, warnings } = await withProgress(work)
   await node.saveAdapter(adapter, folder, { dtype: outDtype === 'keep' ? undefined : outDtype })
   if (json) printDocument({ out, layers, error, warnings, peakRssBytes: peakRssBytes() })
   else

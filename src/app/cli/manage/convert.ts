@@ -5,7 +5,6 @@ import { counted } from '../../../core/base/errors.js'
 import { flags } from '../flags.js'
 import { defineCommand, MODEL, required, toggle } from '../options.js'
 import { baseOf } from '../run/with-session.js'
-import { EXIT_INTERRUPTED } from '../show/interrupt.js'
 import { colors, peakRssBytes, printable, printDocument, say } from '../show/terminal.js'
 import { withProgress } from './adapter-output.js'
 
@@ -30,7 +29,6 @@ export const convert = defineCommand({
     const node = await import('../../../api/node.js')
     const base = named ?? (to === 'gguf' || to === 'ollama' ? await namedBase(adapter) : undefined)
     const report = await withProgress((run) => node.convertAdapter(adapter, { to, out, base, outDtype, ...run }))
-    if (report === undefined) return EXIT_INTERRUPTED
     if (json) printDocument({ ...report, peakRssBytes: peakRssBytes() })
     for (const note of report.notes) say(`note: ${note}`)
     say(`Wrote ${colors.bold(report.out)}: ${counted(report.layers, 'layer')}, ${report.from} → ${report.to}`)

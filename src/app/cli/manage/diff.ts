@@ -1,7 +1,6 @@
 // lowrank diff: shows how two adapters differ.
 
 import { ADAPTER, defineCommand, required, toggle } from '../options.js'
-import { EXIT_INTERRUPTED } from '../show/interrupt.js'
 import { firstOf, print, printDocument, say, table, warn } from '../show/terminal.js'
 import { withProgress } from './adapter-output.js'
 
@@ -19,7 +18,6 @@ export const diff = defineCommand({
   async run({ a, b, json }) {
     const node = await import('../../../api/node.js')
     const report = await withProgress((run) => node.diff(a, b, run))
-    if (report === undefined) return EXIT_INTERRUPTED
     if (json) printDocument({ a, b, ...report })
     else {
       const rows = report.layers.map(({ name, normA, normB, cosine, relativeChange }) => {

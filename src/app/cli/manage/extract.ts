@@ -4,7 +4,6 @@ import { newFolder } from '../../../api/node/command-line.js'
 import { counted } from '../../../core/base/errors.js'
 import { flags } from '../flags.js'
 import { defineCommand } from '../options.js'
-import { EXIT_INTERRUPTED } from '../show/interrupt.js'
 import { colors, firstOf, peakRssBytes, print, printDocument, say, table } from '../show/terminal.js'
 import { ADAPTER_OUTPUT, withProgress } from './adapter-output.js'
 
@@ -25,9 +24,7 @@ export const extract = defineCommand({
   async run({ out, outDtype, json, ...options }) {
     const node = await import('../../../api/node.js')
     const folder = await newFolder(out)
-    const made = await withProgress((run) => node.extract({ ...options, ...run }))
-    if (made === undefined) return EXIT_INTERRUPTED
-    const { adapter, ...report } = made
+    const { adapter, ...report } = await withProgress((run) => node.extract({ ...options, ...run }))
     await node.saveAdapter(adapter, folder, { dtype: outDtype === 'keep' ? undefined : outDtype })
     const { layers, error, saved, skipped, missing } = report
     if (json) printDocument({ out, ...report, peakRssBytes: peakRssBytes() })

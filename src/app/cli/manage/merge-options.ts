@@ -4,7 +4,7 @@ import type { MergeProgress, MergeReport, MergeSummary } from '../../../api/inde
 import { counted } from '../../../core/base/errors.js'
 import { flags } from '../flags.js'
 import { ADAPTER, type Occurrence, readNumber, repeated, single, toggle, UsageError } from '../options.js'
-import { EXIT_INTERRUPTED, stoppable } from '../show/interrupt.js'
+import { stoppable } from '../show/interrupt.js'
 import { bytes, colors, peakRssBytes, printable, printDocument, say, warn } from '../show/terminal.js'
 
 export const ADAPTERS = {
@@ -46,7 +46,6 @@ export async function runMerge<R extends MergeReport>(
       on: { progress: ({ writtenBytes, totalBytes }) => progress.updateBytes(writtenBytes, totalBytes) },
     })
   })
-  if (report === undefined) return EXIT_INTERRUPTED
   if (json) printDocument({ ...(report as MergeReport), peakRssBytes: peakRssBytes() })
   else show(report)
   sayAsides(report)

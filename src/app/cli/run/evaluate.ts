@@ -7,9 +7,9 @@ import { counted } from '../../../core/base/errors.js'
 import { flags } from '../flags.js'
 import { weightedAdapters } from '../manage/merge-options.js'
 import { defineCommand, MODEL, repeated, text, toggle, UsageError } from '../options.js'
-import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
+import { interruptible } from '../show/interrupt.js'
 import { refusePage, writePage } from '../show/outputs.js'
-import { colors, Progress, print, printable, printDocument, say, table, thousands, warn } from '../show/terminal.js'
+import { colors, print, printable, printDocument, say, table, thousands, warn } from '../show/terminal.js'
 import { baseOfAdapter, OUTPUT_OPTIONS, SESSION_OPTIONS } from './with-session.js'
 
 const { allowMissing: _allowMissing, ...SOURCES } = SESSION_OPTIONS
@@ -56,8 +56,7 @@ export const evaluate = defineCommand({
     const weighted = weightedAdapters(occurrences)
     const node = await import('../../../api/node.js')
     const source = named ?? (await baseOfAdapter(folders[0]))
-    const progress = new Progress()
-    const running = interruptible('Stopping.', async (signal) =>
+    const report = await interruptible('Stopping.', async (signal, progress) =>
       node.evaluate({
         ...options,
         model: source,
@@ -75,8 +74,6 @@ export const evaluate = defineCommand({
         signal,
       }),
     )
-    const report = await running.finally(() => progress.end())
-    if (report === undefined) return EXIT_INTERRUPTED
     if (html !== undefined) await writePage(html, pageOf(report, source), overwrite)
     if (json) printDocument({ ...report })
     else show(report)

@@ -4,7 +4,7 @@ import { messageOf, RuntimeError } from '../../../core/base/errors.js'
 import { choice, defineCommand, text, toggle, UsageError } from '../options.js'
 import { showCurve } from '../show/curve.js'
 import { interruptible } from '../show/interrupt.js'
-import { colors, Progress, print, printable, printDocument, say, table } from '../show/terminal.js'
+import { colors, print, printable, printDocument, say, table } from '../show/terminal.js'
 
 interface Job {
   readonly id: string
@@ -99,11 +99,10 @@ async function all(ask: Ask, path: string): Promise<{ readonly id: string }[]> {
 
 /** Shows steps, and other events as they come, until the job ends or the user has seen enough. */
 async function watch(ask: Ask, place: string): Promise<unknown> {
-  const progress = new Progress()
   const seen = new Set<string>()
   const losses: number[] = []
   const isOver = ({ status }: Job) => ['succeeded', 'failed', 'cancelled'].includes(status)
-  const watched = await interruptible('The job goes on.', async (signal) => {
+  const watched = await interruptible('The job goes on.', async (signal, progress) => {
     for (;;) {
       const job = (await ask(place)) as Job
       const { data } = (await ask(`${place}/events?limit=100`)) as { data: JobEvent[] }
@@ -119,7 +118,7 @@ async function watch(ask: Ask, place: string): Promise<unknown> {
       if (isOver(job) || signal.aborted) return job
       await new Promise((resolve) => setTimeout(resolve, POLL_MS))
     }
-  }).finally(() => progress.end())
+  })
   showCurve(losses)
   return watched
 }

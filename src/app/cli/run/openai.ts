@@ -5,8 +5,8 @@ import { counted } from '../../../core/base/errors.js'
 import { jsonIn } from '../../../core/base/options.js'
 import { flags } from '../flags.js'
 import { choice, defineCommand, MODEL, readNumber, repeated, required, single, text, toggle } from '../options.js'
-import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
-import { colors, note, Progress, print, printable, printDocument, say, table, warn } from '../show/terminal.js'
+import { interruptible } from '../show/interrupt.js'
+import { colors, note, print, printable, printDocument, say, table, warn } from '../show/terminal.js'
 
 const PROVIDERS = ['openai', 'azure', 'together'] as const
 const FOLDER = 'the folder in which everything is kept; only you can read it'
@@ -30,14 +30,12 @@ export const openaiExport = defineCommand({
   },
   async run({ dir, provider, json }) {
     const node = await import('../../openai/node/entry.js')
-    const progress = new Progress()
-    const manifest = await interruptible('Stopping. Run the same command again to go on.', (signal) =>
+    const manifest = await interruptible('Stopping. Run the same command again to go on.', (signal, progress) =>
       node.exportAll({
         ...{ out: dir, provider: node[provider], signal },
         on: { progress: ({ done, total, name }) => progress.update(done, total, `  ${name}`) },
       }),
-    ).finally(() => progress.end())
-    if (manifest === undefined) return EXIT_INTERRUPTED
+    )
     const { lists, files, missing, seen } = manifest
     if (json) printDocument({ ...manifest })
     else print(table([['list', 'items'], ...Object.entries(lists), ['files on the disk', Object.keys(files).length]]))
@@ -75,14 +73,12 @@ export const openaiRecord = defineCommand({
     const names = Object.fromEntries(
       deployment.map((pair) => [pair.slice(0, pair.lastIndexOf('=')), pair.slice(pair.lastIndexOf('=') + 1)]),
     )
-    const progress = new Progress()
-    const report = await interruptible('Stopping. Run the same command again to go on.', (signal) =>
+    const report = await interruptible('Stopping. Run the same command again to go on.', (signal, progress) =>
       node.recordAnswers({
         ...{ dir, budget, provider: node[provider], prices, maxTokens, batch, names, signal },
         on: { progress: ({ done, total, spent }) => progress.update(done, total, `  $${spent.toFixed(2)}`) },
       }),
-    ).finally(() => progress.end())
-    if (report === undefined) return EXIT_INTERRUPTED
+    )
     if (json) printDocument({ ...report })
     for (const [model, day] of Object.entries(report.gone)) warn(printable(`${model} did not exist any more on ${day}`))
     for (const [what, count] of Object.entries(report.notes)) say(printable(`${counted(count, 'prompt')}: ${what}`))
@@ -117,8 +113,7 @@ export const openaiMove = defineCommand({
   async run({ dir, base, provider, machine, chatTemplate, json, ...options }) {
     const node = await import('../../openai/node/entry.js')
     const template = await readChatTemplate(chatTemplate)
-    const progress = new Progress()
-    const jobs = await interruptible('Finishing the step. Run the same command again to go on.', (signal) =>
+    const jobs = await interruptible('Finishing the step. Run the same command again to go on.', (signal, progress) =>
       node.moveJobs({
         ...options,
         ...{ dir, provider: node[provider], chatTemplate: template, dollarsPerHour: machine, signal },
@@ -130,8 +125,7 @@ export const openaiMove = defineCommand({
           progress: ({ done, total, name }) => progress.update(done, total, `  answers for ${name}`),
         },
       }),
-    ).finally(() => progress.end())
-    if (jobs === undefined) return EXIT_INTERRUPTED
+    )
     if (json) printDocument({ jobs })
     for (const { model, base: on, adapter, notes, comparisons } of jobs) {
       say(printable(`${colors.bold(model)} on ${on}: ${adapter ?? 'not moved'}`))

@@ -6,7 +6,7 @@ import { counted } from '../../../core/base/errors.js'
 import { askChat, checkAddress, withoutThoughts } from '../../../core/base/post-json.js'
 import { flags } from '../flags.js'
 import { ADAPTER, defineCommand, required, text, UsageError } from '../options.js'
-import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
+import { interruptible } from '../show/interrupt.js'
 import { say, warn } from '../show/terminal.js'
 import { groupsOf } from './rows.js'
 import { withSession } from './with-session.js'
@@ -77,7 +77,7 @@ export const synthesize = defineCommand({
           const asking = { key: process.env.LOWRANK_TEACHER_KEY, who: 'the teacher', signal }
           return Promise.all(chats.map((messages) => askChat(url, { ...shared, messages }, asking)))
         })
-      return (await interruptible('Stopping.', work)) ?? EXIT_INTERRUPTED
+      return interruptible('Stopping.', work)
     }
     if (teacherModel !== undefined) throw new UsageError('--teacher-model needs a --teacher that is a server')
     const chatTemplate = await readChatTemplate(values.chatTemplate)

@@ -19,7 +19,7 @@ import {
   UsageError,
 } from '../options.js'
 import { showCurve } from '../show/curve.js'
-import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
+import { EXIT_INTERRUPTED, Interrupted, interruptible } from '../show/interrupt.js'
 import { colors, duration, note, Progress, printable, printDocument, say, thousands, warn } from '../show/terminal.js'
 import { inRunFile, readRunFile } from './text-files.js'
 import { baseOfAdapter } from './with-session.js'
@@ -125,27 +125,26 @@ export const train = defineCommand({
       throw file === undefined ? error : inRunFile(error, file, given, fromFile)
     }
     if (out === undefined && gate === undefined) throw new UsageError('--out DIR is missing')
-    const progress = new Progress()
     let stepMs: number | undefined
-    const on = narrate(progress, (elapsedMs) => {
+    const onStep = (elapsedMs: number) => {
       stepMs = elapsedMs
-    })
+    }
     const result = await interruptible(
       // A step cannot be interrupted, so say how long it takes.
       () =>
         `Finishing the step${stepMs === undefined ? '' : `, which takes about ${Math.ceil(stepMs / 1000)} s`}, then saving.`,
-      (signal) =>
-        node.train({ ...options, ...withKeys(options), ...(adapter && { adapter }), model, data, signal, on }),
-    )
-      .catch(async (error) => {
-        await rescue(error, out ?? trained)
-        return inFile(error)
-      })
-      .finally(() => progress.end())
-    if (result === undefined) {
-      say('Stopped before training. Run the same command again: the download continues.')
-      return EXIT_INTERRUPTED
-    }
+      (signal, progress) => {
+        const own = { ...(adapter && { adapter }), model, data, signal, on: narrate(progress, onStep) }
+        return node.train({ ...options, ...withKeys(options), ...own })
+      },
+    ).catch(async (error) => {
+      if (error instanceof Interrupted) {
+        say('Stopped before training. Run the same command again: the download continues.')
+        throw error
+      }
+      await rescue(error, out ?? trained)
+      return inFile(error)
+    })
     const { report } = result
     if (gate !== undefined) return passGate(result, { ...options, model, folder: trained!, gate, json })
     const { interrupted, stoppedEarly, keptStep } = report

@@ -8,7 +8,7 @@ import { requireChatTemplate } from '../../../api/model.js'
 import { closing } from '../../../core/base/bytes.js'
 import { flags } from '../flags.js'
 import { ADAPTER, MODEL, RUNS, repeated, text, toggle, UsageError, type Values } from '../options.js'
-import { EXIT_INTERRUPTED, interruptible } from '../show/interrupt.js'
+import { interruptible } from '../show/interrupt.js'
 import { colors, printable, say, warn } from '../show/terminal.js'
 
 export const SESSION_OPTIONS = {
@@ -55,12 +55,11 @@ export async function withSession(
       on: { warning: warn },
     })
     try {
-      const exitCode = await interruptible('Stopping.', async (interrupt) => {
+      return await interruptible('Stopping.', async (interrupt) => {
         const closed = new AbortController()
         process.stdout.once('error', () => closed.abort())
         return use(session, AbortSignal.any([interrupt, closed.signal]), new Map(adapters))
       })
-      return exitCode ?? EXIT_INTERRUPTED
     } finally {
       await session.dispose()
     }

@@ -7,6 +7,9 @@ export const EXIT_INTERRUPTED = 130
 
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
 
+/** Ends a command whose work was aborted by a signal: its exit code is {@link EXIT_INTERRUPTED}. */
+export class Interrupted extends Error {}
+
 let first: NodeJS.Signals | undefined
 
 export function interruptedBy(): NodeJS.Signals | undefined {
@@ -17,11 +20,11 @@ export function isAbort(error: unknown): boolean {
   return error instanceof DOMException && error.name === 'AbortError'
 }
 
-/** Runs `work`. The first signal aborts it, and undefined is returned; a second signal ends the process at once. */
+/** Runs `work`. The first signal aborts it, and then Interrupted is thrown; a second ends the process at once. */
 export async function interruptible<T>(
   promise: string | (() => string),
-  work: (signal: AbortSignal) => Promise<T>,
-): Promise<T | undefined> {
+  work: (signal: AbortSignal, progress: Progress) => Promise<T>,
+): Promise<T> {
   const controller = new AbortController()
   const onInterrupt = (name: NodeJS.Signals): void => {
     if (controller.signal.aborted) {
@@ -37,24 +40,22 @@ export async function interruptible<T>(
     controller.abort()
   }
   for (const name of SIGNALS) process.on(name, onInterrupt)
+  const progress = new Progress()
   try {
-    return await work(controller.signal)
+    return await work(controller.signal, progress)
   } catch (error) {
-    if (isAbort(error)) return undefined
-    throw error
+    throw isAbort(error) ? new Interrupted() : error
   } finally {
+    progress.end()
     // If a signal came, the process ends soon, and a second signal must still end it at once: keep the listeners.
     if (!controller.signal.aborted) for (const name of SIGNALS) process.off(name, onInterrupt)
   }
 }
 
-/** Runs `work` with a progress line. If a signal ends it, says so and returns undefined. */
-export async function stoppable<T>(
-  promise: string,
-  work: (signal: AbortSignal, progress: Progress) => Promise<T>,
-): Promise<T | undefined> {
-  const progress = new Progress()
-  const result = await interruptible(promise, (signal) => work(signal, progress)).finally(() => progress.end())
-  if (result === undefined) say('Stopped.')
-  return result
+/** Does the same, and says `Stopped.` after a signal. */
+export function stoppable<T>(...[promise, work]: Parameters<typeof interruptible<T>>): Promise<T> {
+  return interruptible(promise, work).catch((error) => {
+    if (error instanceof Interrupted) say('Stopped.')
+    throw error
+  })
 }
