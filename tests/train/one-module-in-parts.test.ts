@@ -7,8 +7,7 @@ import { type Feeds, type LoraAdapter, loadAdapter, MemoryDirectory, type Model 
 import { resolveConfig } from '../../src/lora/config.js'
 import { outputNorms } from '../../src/model/inject/affine.js'
 import { findLinears } from '../../src/model/match/linears.js'
-import { layerOfPart } from '../../src/model/match/packed.js'
-import { placeLayers } from '../../src/model/place/linears.js'
+import { placeAdapter } from '../../src/model/place/linears.js'
 import { loadNodeRuntime } from '../../src/onnx/runtime/node/runtime.js'
 import { readGraph } from '../../src/onnx/view/graph.js'
 import { squaresOfRows } from '../../src/train/engine/dora.js'
@@ -36,10 +35,8 @@ afterAll(() => model.close())
 async function adaptedNorms(): Promise<Map<string, Float32Array>> {
   const graph = readGraph(model.onnx)
   const parts = new Map<string, number[]>()
-  const placed = placeLayers({ graph, linears: findLinears(graph), use: 'session' }, adapter.parts('linear'))
-  for (const { part, linear } of placed) {
-    const { squares } = await outputNorms(model.onnx, graph, linear, layerOfPart(part))
-    const { name } = part.layer
+  for (const { name, layer, linear } of placeAdapter(graph, findLinears(graph), adapter.parts('linear'))) {
+    const { squares } = await outputNorms(model.onnx, graph, linear, layer)
     parts.set(name, [...(parts.get(name) ?? []), ...Array.from(squares, Math.sqrt)])
   }
   return new Map(Array.from(parts, ([name, norms]) => [name, Float32Array.from(norms)]))

@@ -100,7 +100,8 @@ export function createMergeKernel(byteLength: number): MergeKernel {
 /**
  * Turns a chunk of a weight W, in its storage type and in place, into W + Σ sᵢ·Bᵢ·Aᵢ. Each thread has its own kernel.
  * Chunks of whole rows, 0.5 to 1 MB, are fastest. Sums of products are taken in f32 (f64 for fp64) in the order of the
- * ranks; the result is rounded to the storage type once, to nearest even. NaN is stored as the quiet NaN without a sign.
+ * ranks; the result is rounded to the storage type once, to nearest even. NaN is stored as the quiet NaN without a
+ * sign.
  *
  * Its memory holds, in this order: job, terms, strip, chunk, block, packed right factor, the chunk's left factor.
  */

@@ -1,6 +1,7 @@
 // Finds an adapter's layers in a graph, for sessions and merges.
 
 import { MismatchError, UnsupportedError } from '../../core/base/errors.js'
+import type { LinearValues } from '../../lora/run-adapter.js'
 import type { NodeProto } from '../../onnx/format/tensors.js'
 import { inseparable, PACKED_ATTENTION } from '../../onnx/lower/packed-attention.js'
 import { stringAttribute } from '../../onnx/view/attributes.js'
@@ -9,7 +10,7 @@ import { operatorOf } from '../../onnx/view/operators.js'
 import { withPointwise } from '../match/forms/pointwise.js'
 import type { Linear, NamedLayer } from '../match/linears.js'
 import { matchLayers, moduleFinder, withoutMissing } from '../match/match.js'
-import { type LayerPart, partsForGraph, unsplitOwner } from '../match/packed.js'
+import { type LayerPart, layerOfPart, partsForGraph, unsplitOwner } from '../match/packed.js'
 import type { PlacedModel } from './placement.js'
 
 /** The node of a part of the graph that an execution provider compiled together with its weights. */
@@ -46,6 +47,17 @@ const OPAQUE: ReadonlySet<string> = new Set([
 
 /** Names of layers that ONNX Runtime's optimizer packs into an Attention node. */
 const QUERY_KEY_VALUE = /\b(query|key|value|[qkv]_(proj|lin))$/
+
+/** The layers of an adapter that is fed to a graph, each with the part of it that the graph computes at once. */
+export function placeAdapter(
+  graph: Graph,
+  linears: readonly Linear[],
+  layers: readonly LinearValues[],
+): { name: string; layer: LinearValues; linear: Linear }[] {
+  return placeLayers({ graph, linears, use: 'session' }, layers).map(({ part, linear }) => {
+    return { name: part.layer.name, layer: layerOfPart(part), linear }
+  })
+}
 
 /** Matches by names and shapes. Throws UnsupportedError if a module has a form that cannot be adapted. */
 export function placeLayers<T extends NamedLayer>(

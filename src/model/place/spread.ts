@@ -22,9 +22,9 @@ export interface ModelGraph extends PlacedModel {
 type HeadOf = (model: ModelGraph, names: ReadonlySet<string>) => ReadonlySet<string> | undefined
 
 /**
- * Returns the names of the parts that each graph has (`parts`), of those that none has (`missing`), and of pooler layers
- * that nothing would read (`unused`). Does not compare the shapes of linear layers. A single graph has all parts, unless
- * some may be missing: its placement tells what does not fit.
+ * Returns the names of the parts that each graph has (`parts`), of the parts that none has (`missing`), and of pooler
+ * layers that nothing would read (`unused`). Does not compare the shapes of linear layers. A single graph has all parts
+ * unless some may be missing: its placement tells what does not fit.
  */
 export async function spreadAdapter(
   graphs: readonly ModelGraph[],

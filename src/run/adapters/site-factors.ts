@@ -7,8 +7,7 @@ import type { LinearValues } from '../../lora/run-adapter.js'
 import type { VectorPlaces } from '../../model/inject/other-sites.js'
 import type { Site, SiteNeeds, SiteRole } from '../../model/inject/sites.js'
 import type { Linear } from '../../model/match/linears.js'
-import { layerOfPart } from '../../model/match/packed.js'
-import { placeLayers } from '../../model/place/linears.js'
+import { placeAdapter } from '../../model/place/linears.js'
 import type { Graph } from '../../onnx/view/graph.js'
 
 export interface SiteFactors {
@@ -59,10 +58,9 @@ export const NOTHING = {
 /** Returns the factors of an adapter that has only linear layers, without magnitudes and biases. */
 export function plainSites(graph: Graph, linears: readonly Linear[], layers: readonly LinearValues[]): AdapterSites {
   const factors = new Map<string, SiteFactors>()
-  const placed = layers.length === 0 ? [] : placeLayers({ graph, linears, use: 'session' }, layers)
-  for (const { part, linear } of placed) {
+  for (const { name, layer, linear } of layers.length === 0 ? [] : placeAdapter(graph, linears, layers)) {
     if (factors.has(linear.name)) continue
-    factors.set(linear.name, { ...NOTHING, ...layerFactors(part.layer.name, layerOfPart(part)), kind: 'linear' })
+    factors.set(linear.name, { ...NOTHING, ...layerFactors(name, layer), kind: 'linear' })
   }
   return { factors, vectors: [] }
 }

@@ -3,7 +3,7 @@
 import { describe, expect, it } from 'vitest'
 import { LoraAdapter, MemoryDirectory, UnsupportedError } from '../../../src/api/node.js'
 import { findLinears } from '../../../src/model/match/linears.js'
-import { placeLayers } from '../../../src/model/place/linears.js'
+import { placeAdapter } from '../../../src/model/place/linears.js'
 import { loadOnnx, serializeModel } from '../../../src/onnx/format/model.js'
 import { Builder } from '../../../src/onnx/view/builder.js'
 import { ModelSession } from '../../../src/run/model-session.js'
@@ -27,7 +27,7 @@ describe('query, key and value in one Attention node', () => {
     const [y] = g.node('com.microsoft:Attention', ['x', 'qkv', 'bias'], { num_heads: 2, do_rotary: 1 }).output
     addOutput(graph, y, DataType.FLOAT)
     const adapter = adapterOf('encoder.layer.0.attention.self.query')
-    const place = () => placeLayers({ graph, linears: findLinears(graph), use: 'session' }, adapter.parts('linear'))
+    const place = () => placeAdapter(graph, findLinears(graph), adapter.parts('linear'))
     expect(place).toThrow(UnsupportedError)
     expect(place).toThrow(/in a form that cannot be adapted.*got fused\/Attention \(Attention with do_rotary\)/)
   })
@@ -49,9 +49,7 @@ describe('several modules in one product', () => {
       const message = new RegExp(
         `block\\.${part}: the graph computes it as a part of model\\.layers\\.0\\.block\\.${whole}.*${d} outputs`,
       )
-      expect(() =>
-        placeLayers({ graph, linears: findLinears(graph), use: 'session' }, adapter.parts('linear')),
-      ).toThrow(UnsupportedError)
+      expect(() => placeAdapter(graph, findLinears(graph), adapter.parts('linear'))).toThrow(UnsupportedError)
       const [onnx, out] = [
         await loadOnnx(new MemoryDirectory({ 'm.onnx': serializeModel(graph.toModel()) }), 'm.onnx'),
         new MemoryDirectory(),
