@@ -155,14 +155,12 @@ export const openaiCheck = defineCommand({
   async run({ dir, base, provider, chatTemplate, json }) {
     const node = await import('../../openai/node/entry.js')
     const template = await readChatTemplate(chatTemplate)
-    const progress = new Progress()
-    const report = await interruptible('Stopping.', (signal) =>
+    const report = await interruptible('Stopping.', (signal, progress) =>
       node.checkTraffic({
         ...{ dir, base, provider: node[provider], chatTemplate: template, signal },
         on: { progress: ({ done, total }) => progress.update(done, total, '  chats') },
       }),
-    ).finally(() => progress.end())
-    if (report === undefined) return EXIT_INTERRUPTED
+    )
     if (json) printDocument({ ...report })
     const refused = Object.entries(report.refused)
     for (const [why, places] of json ? [] : refused) {
