@@ -204,8 +204,10 @@ it('passes a stream on piece by piece, and records it as a whole', async () => {
         usage: { completion_tokens: 4 },
       },
     },
-    { answer: chat('whole') },
+    { url, answer: chat('whole') },
+    { model: OLD, answer: { object: 'chat.completion' } },
   ])
+  expect(recorded[2].url).toBeUndefined()
 })
 
 it('lets the upstream go when the caller leaves', async () => {
