@@ -3,6 +3,7 @@ import { mkdtemp } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { azure } from '../../../src/app/openai/azure.js'
 import { exportAll } from '../../../src/app/openai/node/export.js'
 import { openai } from '../../../src/app/openai/openai.js'
 import { ProviderServer } from './provider-server.js'
@@ -120,5 +121,22 @@ describe('lowrank openai export', () => {
     while (server.asked.length === 0) await new Promise((resolve) => setTimeout(resolve, 2))
     await expect(run()).rejects.toThrow('is writing here')
     await first
+  })
+
+  it('asks Azure below a resource, with its header for keys', async () => {
+    const environment = { AZURE_OPENAI_ENDPOINT: server.url.replace('/v1', ''), AZURE_OPENAI_API_KEY: 'azure-secret' }
+    const { lists, missing } = await exportAll({ out: dir, provider: azure, environment })
+    expect([lists.jobs, lists.completions, missing]).toEqual([1, 7, []])
+    for (const { headers } of server.asked)
+      expect([headers['api-key'], headers.authorization]).toEqual(['azure-secret', undefined])
+  })
+
+  it('follows a redirect of a file to another server without the key', async () => {
+    const other = await ProviderServer.open()
+    const to = `${other.url}/files/file-train/content`
+    server.faults.set('/files/file-train/content', [{ status: 302, headers: { location: to } }])
+    expect((await run()).missing).toEqual([])
+    expect(other.asked.map(({ headers }) => headers.authorization)).toEqual([undefined])
+    await other.close()
   })
 })

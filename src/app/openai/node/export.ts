@@ -2,7 +2,7 @@
 
 import { createHash } from 'node:crypto'
 import { closingOnError } from '../../../core/base/bytes.js'
-import { FormatError, UnsupportedError } from '../../../core/base/errors.js'
+import { LowrankError } from '../../../core/base/errors.js'
 import { isObject } from '../../../core/base/options.js'
 import type { ToolProgress } from '../../../core/base/progress.js'
 import { exportPage, type FileEntry, type Missing, meaningOf, type Seen } from '../manifest.js'
@@ -49,6 +49,7 @@ export async function exportAll({ out, provider, environment = process.env, sign
         on?.progress?.({ done: ++done, total: tried.size, name: fetch.path })
       })
     }
+    await run.unpack()
     const counts = provider.routes.map((route) => {
       const places = [...lists].filter(
         ([place]) => place === placeOf(route) || place.startsWith(`lists/${route.name}/`),
@@ -130,7 +131,6 @@ class Run {
       const entry = await ask(this.connection, path, (answer) => this.#save(answer, to, bytes), { signal: this.signal })
       const files = { ...this.folder.manifest.files, [to]: { ...entry, name, purpose } }
       await this.folder.save({ files })
-      if (to.startsWith('weights/')) await unpackAdapter(this.folder, to, to.replace('.tar.zst', ''))
     } catch (error) {
       this.#miss(error, path, 'file')
     }
@@ -156,13 +156,29 @@ class Run {
     })
   }
 
+  /** Unpacks adapters, also those of an earlier run that could not. */
+  async unpack(): Promise<void> {
+    const archives = Object.keys(this.folder.manifest.files).filter((place) => place.startsWith('weights/'))
+    for (const from of archives) {
+      const to = from.replace(/\.tar\.zst$/, '')
+      if (this.folder.has(`${to}/adapter_config.json`)) continue
+      const miss = (why: string) => this.#add(from, 200, `the archive is here, but its adapter is not: ${why}`)
+      try {
+        const names = await unpackAdapter(this.folder, from, to)
+        if (!names.includes('adapter_config.json')) miss('it has none, so that it may be a whole model')
+      } catch (error) {
+        if (!(error instanceof LowrankError)) throw error
+        miss(error.message)
+      }
+    }
+  }
+
   #miss(error: unknown, path: string, kind: 'list' | 'file', isThere = false): void {
-    const isOfArchive = error instanceof FormatError || error instanceof UnsupportedError
-    if (!(error instanceof Refusal) && !isOfArchive) throw error
-    if (isThere) return
-    const { status, what } = isOfArchive
-      ? { status: 200, what: `the archive is here, but not unpacked: ${error.message}` }
-      : { status: error.status, what: `${meaningOf(error.status, kind)} (${error.got})` }
+    if (!(error instanceof Refusal)) throw error
+    if (!isThere) this.#add(path, error.status, `${meaningOf(error.status, kind)} (${error.got})`)
+  }
+
+  #add(path: string, status: number, what: string): void {
     this.missing = [...this.missing, { path, status, what }]
   }
 }
