@@ -48,8 +48,10 @@ const TABLES = {
     'src/run/session.ts': [
       'ClassifyOptions',
       'EmbedOptions',
+      'EncodeOptions',
       'GenerateOptions',
       'RunOptions',
+      'ScoreOptions',
       'StreamOptions',
       'TagOptions',
     ],

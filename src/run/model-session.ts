@@ -35,11 +35,14 @@ import type {
   ClassifyInput,
   ClassifyOptions,
   EmbedOptions,
+  EncodeOptions,
   GenerateOptions,
   Prompt,
   RunOptions,
+  ScoreOptions,
   TagOptions,
   TextOrWords,
+  TokenPrompt,
 } from './session.js'
 
 /** Implements {@link AdapterSession}. Over less than a whole model, only the methods that need no tokenizer work. */
@@ -231,6 +234,18 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
 
   readonly tag = (async (texts: TextOrWords | readonly TextOrWords[], options?: TagOptions) =>
     (await import('./readings/tag.js')).tag(this.#whole, texts, options)) as AdapterSession['tag']
+
+  readonly encode = (async (prompt: Prompt, options?: EncodeOptions) =>
+    (await import('./readings/prompt-facts.js')).encode(this.#whole, prompt, options)) as AdapterSession['encode']
+
+  readonly score = (async (text: string | TokenPrompt, options?: ScoreOptions) =>
+    (await import('./readings/score.js')).score(this.#whole, text, options)) as AdapterSession['score']
+
+  readonly toolForm = (async (options?: EncodeOptions) =>
+    (await import('./readings/prompt-facts.js')).toolForm(this.#whole, options)) as AdapterSession['toolForm']
+
+  readonly cacheUse: AdapterSession['cacheUse'] = async () =>
+    (await import('./readings/prompt-facts.js')).cacheUse(this.#whole)
 
   /** This session as one over a whole model, which it is if its caller writes or reads texts. */
   get #whole(): TextSession {

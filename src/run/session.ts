@@ -190,6 +190,37 @@ export interface StreamOptions extends SamplingOptions, ChatOptions {
   signal?: SignalLike | undefined
 }
 
+/** Options of `encode` and `toolForm`. */
+export interface EncodeOptions extends ChatOptions {
+  /** The adapter whose chat template is taken: its name, or `{ name: weight, … }`. Default null. */
+  adapter?: AdapterChoice | undefined
+}
+
+/** Options of `score`. */
+export interface ScoreOptions {
+  /** One adapter: its name, or `{ name: weight, … }`; null is the base model alone. Default null. */
+  adapter?: AdapterChoice | undefined
+  /**
+   * How many of the most likely tokens get a score in each place, in addition to the token there.
+   * @range an integer of at least 0
+   * @default 0
+   */
+  logprobs?: number | undefined
+}
+
+/** A token of a text that was read. Nothing comes before the first one, so it has no `logprob`. */
+export interface ReadToken extends Omit<TokenScore, 'logprob'> {
+  readonly logprob: number | null
+}
+
+/** How full the key-value caches of the running texts are. */
+export interface CacheUse {
+  /** Tokens of the texts that are written now, with their prompts. */
+  readonly tokens: number
+  /** The number of tokens for which `cacheBytes` has room. 0 if the model writes no texts. */
+  readonly mostTokens: number
+}
+
 /** How texts are continued. */
 export interface GenerateOptions extends StreamOptions {
   /**
@@ -358,6 +389,8 @@ export interface GenerateResult {
    * full.
    */
   finish: 'eos' | 'stop' | 'max-new-tokens' | 'context'
+  /** The stop text that ended it, if one did. */
+  stop?: string
   /** The seed of this text. The same seed and options give the same text. */
   seed: number
   /** Seconds from the call to the end of the text. Loading the model does not count. */
@@ -524,6 +557,40 @@ export interface AdapterSession {
    */
   embed(text: string, options?: EmbedOptions): Promise<Float32Array>
   embed(texts: readonly string[], options?: EmbedOptions): Promise<Float32Array[]>
+
+  /**
+   * Gives the token ids that `generate` would read for a prompt. A chat goes through the chat template, with the tools.
+   *
+   * @throws what `generate` throws for such a prompt
+   *
+   * @example
+   * const session = await openSession('models/union-3m')
+   * console.log((await session.encode('And the people')).length)
+   * await session.dispose()
+   */
+  encode(prompt: Prompt, options?: EncodeOptions): Promise<readonly number[]>
+
+  /**
+   * Tells how likely each token of a text is after those before it.
+   *
+   * @returns one entry for each token
+   * @throws FileError when the model has no tokenizer; what `run` throws
+   *
+   * @example
+   * const session = await openSession('models/union-3m')
+   * console.log((await session.score('And the people')).map(({ text, logprob }) => [text, logprob]))
+   * await session.dispose()
+   */
+  score(text: string | TokenPrompt, options?: ScoreOptions): Promise<ReadToken[]>
+
+  /**
+   * How the model writes calls of tools: `hermes` is `<tool_call>{"name", "arguments"}</tool_call>`, `llama` is one
+   * JSON object with `name` and `parameters`. The chat template shows it; if it says nothing, the form is `hermes`.
+   */
+  toolForm(options?: EncodeOptions): Promise<'hermes' | 'llama'>
+
+  /** How full the key-value caches of the running texts are, for servers that share out requests. */
+  cacheUse(): Promise<CacheUse>
 
   /**
    * Waits for all started runs. Then it closes the session and its worker. Other calls throw StateError from then on.

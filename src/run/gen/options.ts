@@ -1,6 +1,6 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import { type OptionTable, ranged, orNull, NAME, SIGNAL, oneOf, BOOLEAN, eventsOf, anyOf, listOf, OBJECT } from '../../core/base/options.js'
+import { type OptionTable, ranged, orNull, NAME, SIGNAL, oneOf, BOOLEAN, OBJECT, listOf, eventsOf, anyOf } from '../../core/base/options.js'
 import { ONE_CHOICE } from '../adapters/choice.js'
 import { IMAGES, TOKEN_IDS, LOGIT_BIAS } from '../media-values.js'
 
@@ -30,6 +30,13 @@ export const EMBED_OPTIONS: OptionTable = {
   maxLength: ranged('an integer of at least 1'),
   batchSize: ranged('an integer of at least 1'),
   signal: SIGNAL,
+}
+
+export const ENCODE_OPTIONS: OptionTable = {
+  adapter: ONE_CHOICE,
+  chatTemplate: NAME,
+  chatTemplateArgs: OBJECT,
+  tools: listOf(OBJECT),
 }
 
 export const GENERATE_OPTIONS: OptionTable = {
@@ -70,6 +77,11 @@ export const RUN_OPTIONS: OptionTable = {
   adapter: anyOf(ONE_CHOICE, listOf(ONE_CHOICE)),
   outputNames: listOf(NAME),
   graph: NAME,
+}
+
+export const SCORE_OPTIONS: OptionTable = {
+  adapter: ONE_CHOICE,
+  logprobs: ranged('an integer of at least 0'),
 }
 
 export const STREAM_OPTIONS: OptionTable = {

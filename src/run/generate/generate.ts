@@ -10,7 +10,7 @@ import type { Feeds } from '../../onnx/runtime/runtime.js'
 import { type AdapterChoice, type Mix, mixesOf } from '../adapters/choice.js'
 import { GENERATE_OPTIONS, STREAM_OPTIONS } from '../gen/options.js'
 import type { WholeSession } from '../graphs.js'
-import type { GenerateOptions, GenerateResult, Prompt, StreamOptions, TokenScore } from '../session.js'
+import type { AdapterSession, GenerateOptions, GenerateResult, Prompt, StreamOptions, TokenScore } from '../session.js'
 import type { EncodedPrompt } from './messages.js'
 import { encodePrompt, imagesOf, isPrompt, PROMPT, PROMPTS } from './prompts.js'
 import type { TextCall, TextRequest, WrittenToken } from './running-text.js'
@@ -20,7 +20,7 @@ import type { TextForm } from './text-form.js'
 import { textFormOf } from './text-graph.js'
 import { type TextLimits, TextRow } from './text-row.js'
 
-export interface TextSession extends WholeSession {
+export interface TextSession extends WholeSession, Pick<AdapterSession, 'run'> {
   readonly bounds: TextBounds
   /** Messages that the engine gets only once, by name. */
   readonly told: Map<string, Promise<unknown>>
@@ -141,7 +141,7 @@ async function* writeTexts(
       const text = texts[token.text]
       const { row, promptTokens, seed, scores } = text
       text.cachedTokens += token.cachedTokens
-      const piece = row.push(token.id)
+      const piece = token.decoded === undefined ? row.push(token.id) : row.take(token.id, token.decoded)
       if (isSampled) {
         text.sampledIds.push(token.id)
         text.sampledLogprobs.push(token.scores!.chosen.logprob)
@@ -158,6 +158,7 @@ async function* writeTexts(
         ...{ text: row.text, tokens: row.tokenIds.length, promptTokens },
         cachedTokens: text.cachedTokens,
         ...{ tokenIds: row.tokenIds, finish: row.finish, seed },
+        ...(row.stop !== undefined && { stop: row.stop }),
         seconds: (performance.now() - startedAt) / 1000,
         ...(options.logprobs !== undefined && { logprobs: scores }),
         ...(isSampled && {
@@ -302,7 +303,7 @@ function textLimits(model: Model, { ids, endIds, stops }: EncodedPrompt, options
   return {
     endIds: new Set([...(ignoreEos ? [] : [...model.eosTokenIds, ...endIds]), ...stopTokenIds]),
     minTokens: minNewTokens,
-    stops: [...stops, ...[stop].flat()],
+    stops: [...[stop].flat(), ...stops],
     maxTokens: Math.min(maxNewTokens, room),
     atMost: maxNewTokens <= room ? 'max-new-tokens' : 'context',
   }

@@ -8,7 +8,7 @@ import type { RowFactors } from '../adapters/row-factors.js'
 import type { Grammars, TextGrammar } from '../schemas/grammars.js'
 import { changedLogits, type ScoredToken, sampleToken, scoreTokens, weigh } from './next-token.js'
 import type { Sampling } from './sampling.js'
-import { type TextLimits, TextRow } from './text-row.js'
+import { type TextLimits, type TextPiece, TextRow } from './text-row.js'
 
 export interface TextRequest {
   readonly promptIds: readonly number[]
@@ -43,6 +43,8 @@ export interface WrittenToken {
   readonly scores: { readonly chosen: ScoredToken; readonly top: readonly ScoredToken[] } | undefined
   /** With the first token: how many tokens of the prompt came from a cache. Later 0. */
   readonly cachedTokens: number
+  /** What it adds to the text, if the text has stop strings: then it is decoded here alone. */
+  readonly decoded?: TextPiece | undefined
 }
 
 /** A call whose texts have not all ended. */
@@ -133,8 +135,10 @@ export class RunningText {
     this.#known.add(id)
     this.#written.set(id, (this.#written.get(id) ?? 0) + 1)
     const scored = weighed && scoreTokens(logits, id, scores!, weighed)
-    this.#row.push(id)
-    return { text: this.index, id, scores: scored, cachedTokens }
+    const piece = this.#row.push(id)
+    const { finish, stop } = this.#row
+    const decoded = limits.stops.length === 0 ? undefined : { piece, finish, stop }
+    return { text: this.index, id, scores: scored, cachedTokens, decoded }
   }
 
   dispose(): void {

@@ -13,12 +13,20 @@ export interface TextLimits {
   readonly atMost: 'max-new-tokens' | 'context'
 }
 
+/** What a token adds to a text. `stop` is the stop string that ends it. */
+export interface TextPiece {
+  readonly piece: string
+  readonly finish: 'eos' | 'stop' | TextLimits['atMost'] | undefined
+  readonly stop: string | undefined
+}
+
 const NO_TEXT: TextStream = { push: () => '', end: () => '' }
 
 export class TextRow {
   readonly tokenIds: number[] = []
   text = ''
-  finish: 'eos' | 'stop' | TextLimits['atMost'] | undefined
+  finish: TextPiece['finish']
+  stop: string | undefined
   #held = ''
 
   /** @param stream decodes the tokens. Without it, no text is made and no stop string is found */
@@ -26,6 +34,15 @@ export class TextRow {
     private readonly limits: TextLimits,
     private readonly stream: TextStream = NO_TEXT,
   ) {}
+
+  /** Takes a token that the row of another thread has decoded. */
+  take(id: number, { piece, finish, stop }: TextPiece): string {
+    if (finish !== 'eos') this.tokenIds.push(id)
+    this.text += piece
+    this.finish = finish
+    this.stop = stop
+    return piece
+  }
 
   push(id: number): string {
     const { endIds, maxTokens, atMost } = this.limits
@@ -47,9 +64,14 @@ export class TextRow {
   #give(piece: string): string {
     const text = this.#held + piece
     const stops = this.tokenIds.length < this.limits.minTokens ? [] : this.limits.stops
-    const found = stops.map((stop) => text.indexOf(stop)).filter((at) => at >= 0)
-    if (found.length > 0) this.finish = 'stop'
-    const end = found.length > 0 ? Math.min(...found) : text.length - heldBack(text, stops)
+    let end = text.length - heldBack(text, stops)
+    for (const stop of stops) {
+      const at = text.indexOf(stop)
+      if (at < 0 || (this.stop !== undefined && at >= end)) continue
+      this.finish = 'stop'
+      this.stop = stop
+      end = at
+    }
     this.#held = text.slice(end)
     this.text += text.slice(0, end)
     return text.slice(0, end)

@@ -1,0 +1,46 @@
+// What servers ask about prompts and running texts without writing any.
+
+import { checkArgument, checkOptions } from '../../core/base/options.js'
+import { mixesOf } from '../adapters/choice.js'
+import { ENCODE_OPTIONS } from '../gen/options.js'
+import type { TextSession } from '../generate/generate.js'
+import { templateOf } from '../generate/messages.js'
+import { encodePrompt, PROMPT } from '../generate/prompts.js'
+import { textFormOf } from '../generate/text-graph.js'
+import { callForm } from '../generate/tool-texts.js'
+import type { CacheUse, EncodeOptions, Prompt } from '../session.js'
+
+export async function encode(
+  session: TextSession,
+  prompt: Prompt,
+  options: EncodeOptions = {},
+): Promise<readonly number[]> {
+  checkArgument(prompt, PROMPT, 'prompt')
+  checkOptions(options, 'encode', ENCODE_OPTIONS)
+  const context = { recorded: recordedTemplate(session, options), pictures: undefined, where: 'prompt' }
+  return (await encodePrompt(session.model, prompt, options, context)).ids
+}
+
+export async function toolForm(session: TextSession, options: EncodeOptions = {}): Promise<'hermes' | 'llama'> {
+  checkOptions(options, 'toolForm', ENCODE_OPTIONS)
+  const { chatTemplate = recordedTemplate(session, options) } = options
+  const template = await templateOf(session.model, chatTemplate)
+  return template !== undefined && callForm(template) === 'llama' ? 'llama' : 'hermes'
+}
+
+function recordedTemplate(session: TextSession, { adapter }: EncodeOptions): string | undefined {
+  const mixes = mixesOf(adapter, undefined)
+  session.checkMixes(mixes)
+  return session.chatTemplateOf(mixes[0])
+}
+
+export async function cacheUse({ model, engine, bounds }: TextSession): Promise<CacheUse> {
+  const tokens = await engine.runningTokens()
+  const bytes = await model.onnx.once(cacheUse, () =>
+    textFormOf(model).then(
+      (form) => form.tokenBytes,
+      () => 0,
+    ),
+  )
+  return { tokens, mostTokens: bytes === 0 ? 0 : Math.floor(bounds.cacheBytes / bytes) }
+}
