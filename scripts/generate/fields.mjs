@@ -5,7 +5,7 @@
 
 import { readFileSync, writeFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
-import { ROUTES } from '../../dist/serve/service.js'
+import { ROUTES } from '../../dist/serve/routes.js'
 
 const at = (path) => new URL(`../../${path}`, import.meta.url)
 

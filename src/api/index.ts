@@ -108,7 +108,6 @@ export type { SamplingOptions } from '../run/generate/sampling.js'
 export type {
   AdapterSessionOptions,
   BatchOptions,
-  CacheUse,
   ChatOptions,
   Classification,
   ClassifyInput,

@@ -213,14 +213,6 @@ export interface ReadToken extends Omit<TokenScore, 'logprob'> {
   readonly logprob: number | null
 }
 
-/** How full the key-value caches of the running texts are. */
-export interface CacheUse {
-  /** Tokens of the texts that are written now, with their prompts. */
-  readonly tokens: number
-  /** The number of tokens for which `cacheBytes` has room. 0 if the model writes no texts. */
-  readonly mostTokens: number
-}
-
 /** How texts are continued. */
 export interface GenerateOptions extends StreamOptions {
   /**
@@ -589,8 +581,11 @@ export interface AdapterSession {
    */
   toolForm(options?: EncodeOptions): Promise<'hermes' | 'llama'>
 
-  /** How full the key-value caches of the running texts are, for servers that share out requests. */
-  cacheUse(): Promise<CacheUse>
+  /**
+   * How many tokens are in the key-value caches of the running texts, and for how many `cacheBytes` has room: 0 if the
+   * model writes no texts.
+   */
+  cacheUse(): Promise<{ tokens: number; mostTokens: number }>
 
   /**
    * Waits for all started runs. Then it closes the session and its worker. Other calls throw StateError from then on.

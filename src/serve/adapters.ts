@@ -1,6 +1,6 @@
 // The adapters of a server: the `model` of a request chooses one, and adapters come and go while requests run.
 
-import type { AdapterSession } from '../api/session.js'
+import type { AdapterSession } from '../api/index.js'
 import type { Source } from '../core/base/bytes.js'
 import { FileError, LowrankError, messageOf } from '../core/base/errors.js'
 import type { Fields } from './fields.js'

@@ -1,6 +1,7 @@
 // The fields of bodies: one table says what each may be and does, and each route names those that it takes.
 // `scripts/generate/fields.mjs` makes the table of docs/serving.md from it. Unknown fields are errors.
 
+import { isMix, SAMPLING_OPTIONS, STREAM_OPTIONS } from '../api/parts/entry.js'
 import { didYouMean } from '../core/base/errors.js'
 import {
   anyOf,
@@ -16,8 +17,6 @@ import {
   ranged,
   STRING,
 } from '../core/base/options.js'
-import { isMix } from '../run/adapters/choice.js'
-import { SAMPLING_OPTIONS, STREAM_OPTIONS } from '../run/gen/options.js'
 import { HttpError, invalid } from './http.js'
 
 export type Fields = Readonly<Record<string, unknown>>

@@ -1,8 +1,7 @@
 // Options of a server.
 
-import type { OpenSessionOptions } from '../api/session.js'
+import type { Model, OpenSessionOptions } from '../api/index.js'
 import type { Source } from '../core/base/bytes.js'
-import type { Model } from '../model/model-folder.js'
 import type { ResolveAdapter } from './adapters.js'
 import type { Training } from './jobs/training.js'
 import type { ApiKey } from './keys.js'

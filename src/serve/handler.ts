@@ -1,11 +1,13 @@
 // A server as one function from Request to Response: OpenAI's routes over one session, adapters by `model`.
 
-import { type AdapterSession, openSession } from '../api/session.js'
+import { type AdapterSession, openSession } from '../api/index.js'
 import { ConfigError } from '../core/base/errors.js'
 import { checkOptions } from '../core/base/options.js'
+import { Dispatcher } from './dispatch.js'
 import { HANDLER_OPTIONS } from './gen/options.js'
 import type { HandlerOptions } from './handler-options.js'
-import { Service } from './service.js'
+import { metricsText } from './routes/state.js'
+import { Serving } from './serving.js'
 import { openSpans } from './spans.js'
 
 /** A server: call it with a Request. */
@@ -64,14 +66,15 @@ export async function createHandler(options: HandlerOptions): Promise<Handler> {
   const { training, chatTemplate, on = { error: console.error } } = options
   const onError = (error: unknown) => on.error?.(error)
   const jobs = await training?.open({ names, model: session.model, chatTemplate, onError })
-  const service = new Service(session, names, options, spans, jobs)
-  const handler = (request: Request) => service.handle(request)
+  const serving = new Serving(session, names, options, jobs)
+  const dispatcher = new Dispatcher(serving, spans)
+  const handler = (request: Request) => dispatcher.handle(request)
   const close = async () => {
-    await Promise.all([service.drain(), jobs?.close()])
+    await Promise.all([dispatcher.drain(), jobs?.close()])
     await session.dispose()
   }
-  const metrics = () => service.metricsText()
-  return Object.assign(handler, { session, base: names[0], metrics, drain: () => service.drain(), close })
+  const metrics = () => metricsText(serving)
+  return Object.assign(handler, { session, base: names[0], metrics, drain: () => dispatcher.drain(), close })
 }
 
 /** Whoever trains leaves files here: each caller has a key, and no page reaches the server by another name. */

@@ -1,7 +1,7 @@
 // Parts that all routes share: errors and streams of events.
 
+import { NO_ROOM } from '../api/parts/entry.js'
 import { LowrankError } from '../core/base/errors.js'
-import { NO_ROOM } from '../run/generate/prompts.js'
 
 export class HttpError extends Error {
   readonly type: string

@@ -1,10 +1,9 @@
 // Bounds on texts before they become tokens. Texts are encoded in the thread that answers all requests, so a very long
 // text would stop the server.
 
-import type { Model } from '../model/model-folder.js'
-import type { Prompt } from '../run/session.js'
+import type { Model, Prompt } from '../api/index.js'
+import type { TextRequest } from './forms/form.js'
 import { type HttpError, invalid } from './http.js'
-import type { TextRequest } from './texts.js'
 
 /** A word becomes tokens as a whole. A word of a million characters would take ten seconds. */
 const MAX_WORD = 1 << 16

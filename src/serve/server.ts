@@ -1,15 +1,14 @@
 // lowrank/server: an HTTP server for a model and many adapters.
 
-// What is in src/serve/, in reading order:
-//   handler.ts, service.ts, route.ts      from a Request to its route and back
-//   keys.ts, gate.ts                      who calls, and who waits
-//   fields.ts                             what bodies may contain
-//   forms/                                answers in the forms of several APIs
-//   bodies/                               bodies on their way, and long answers
-//   texts.ts, messages.ts, tool-calls.ts  chats and completions
-//   upstream/                             servers that are asked instead of this one
-//   jobs/                                 fine-tuning and files
-//   node/                                 listens on a port
+// What is in src/serve/, in the order in which a request passes it:
+//   node/                           listens on a port
+//   handler.ts, dispatch.ts         from a Request to its route and back
+//   routes.ts, routes/              the table of routes, and one file a family of them
+//   keys.ts, fields.ts, bodies/     who calls, and what bodies may contain
+//   forms/                          one file for each form in which texts are asked for
+//   serving.ts                      what all routes share: the session, its adapters, the queue, the counts
+//   upstream/                       servers that are asked instead of this one
+//   jobs/                           fine-tuning and files
 
 /** @module lowrank/server */
 

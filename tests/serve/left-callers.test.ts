@@ -8,7 +8,7 @@ import { join } from 'node:path'
 import { loadModel, type Model } from 'lowrank'
 import { createHandler, folderOfAdapters, type Handler, type Listening, listen, trainingIn } from 'lowrank/server'
 import { afterAll, beforeAll, expect, it } from 'vitest'
-import { ROUTES } from '../../src/serve/service.js'
+import { ROUTES } from '../../src/serve/routes.js'
 import { enginesHere } from '../engines-here.js'
 
 const folder = mkdtempSync(join(tmpdir(), 'lowrank-leaving-'))

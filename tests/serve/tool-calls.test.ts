@@ -1,7 +1,7 @@
 // Calls of functions in the texts of models, in whole and in growing texts.
 
 import { expect, it } from 'vitest'
-import { type AnswerPart, AnswerReader } from '../../src/serve/tool-calls.js'
+import { type AnswerPart, AnswerReader } from '../../src/serve/forms/tool-calls.js'
 
 const call = (name: string, args: string) => ({ type: 'function', function: { name, arguments: args } })
 

@@ -16,7 +16,7 @@ const DISTRICTS: Record<string, readonly string[]> = {
   merge: ['core', 'files', 'lora', 'model', 'onnx'],
   train: ['core', 'files', 'lora', 'model', 'onnx', 'run'],
   api: ['core', 'files', 'lora', 'merge', 'model', 'onnx', 'run', 'train'],
-  serve: ['api', 'core', 'files', 'model', 'onnx', 'run', 'train'],
+  serve: ['api', 'core', 'files', 'model', 'onnx', 'train'],
   app: ['api', 'core', 'files', 'lora', 'model', 'onnx', 'run', 'serve'],
 }
 

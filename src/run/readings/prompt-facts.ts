@@ -8,7 +8,7 @@ import { templateOf } from '../generate/messages.js'
 import { encodePrompt, PROMPT } from '../generate/prompts.js'
 import { textFormOf } from '../generate/text-graph.js'
 import { callForm } from '../generate/tool-texts.js'
-import type { CacheUse, EncodeOptions, Prompt } from '../session.js'
+import type { AdapterSession, EncodeOptions, Prompt } from '../session.js'
 
 export async function encode(
   session: TextSession,
@@ -34,7 +34,7 @@ function recordedTemplate(session: TextSession, { adapter }: EncodeOptions): str
   return session.chatTemplateOf(mixes[0])
 }
 
-export async function cacheUse({ model, engine, bounds }: TextSession): Promise<CacheUse> {
+export async function cacheUse({ model, engine, bounds }: TextSession): ReturnType<AdapterSession['cacheUse']> {
   const tokens = await engine.runningTokens()
   const bytes = await model.onnx.once(cacheUse, () =>
     textFormOf(model).then(

@@ -3,8 +3,9 @@
 import { isObject, jsonIn, objectOf } from '../../core/base/options.js'
 import type { Fields } from '../fields.js'
 import { invalid, type WireForm } from '../http.js'
-import { type answer, chatRequest, finishReason, readerOf, type TextRequest } from '../texts.js'
-import type { AnswerPart } from '../tool-calls.js'
+import { chatRequest } from './chat.js'
+import { type AnswerWriter, type Asked, finishReason, type TextForm, type TextRequest } from './form.js'
+import type { AnswerPart } from './tool-calls.js'
 
 const ERROR_TYPES: Readonly<Record<number, string>> = {
   401: 'authentication_error',
@@ -37,7 +38,7 @@ export function anthropicModels(listed: Card | { readonly data: readonly Card[] 
   return { data: data.map(card), has_more: false, first_id: data[0].id, last_id: data.at(-1)!.id }
 }
 
-export function messageRequest(fields: Fields, maxTokens: number): TextRequest {
+function messageRequest(fields: Fields, maxTokens: number): TextRequest {
   const { system, messages, max_tokens, stop_sequences: stop, tools, tool_choice: choice, ...others } = fields
   const { type, name, disable_parallel_tool_use: isSingle } = (choice ?? { type: 'auto' }) as Fields
   const described = (tools as readonly Fields[] | undefined)?.map((tool) => {
@@ -89,15 +90,15 @@ function textOf(content: unknown, param: string): string {
   throw invalid(param, 'a text, or a list of blocks of text')
 }
 
-export const respondMessage: typeof answer = async (session, request, asked) => {
-  const { fields, model, events, generate } = asked
-  const reader = readerOf(request)
+export const MESSAGES: TextForm = { read: messageRequest, write: messageWriter }
+
+function messageWriter(_: TextRequest, { fields, model, readers: [reader], send }: Asked): AnswerWriter {
   const message = (content: readonly object[], usage: object, ending: object) => {
     const id = `msg_${crypto.randomUUID().replaceAll('-', '')}`
     return { id, type: 'message', role: 'assistant', model, content, ...ending, usage }
   }
-  const none = { stop_reason: null, stop_sequence: null }
-  const event = (type: string, more: object = {}) => events?.send({ type, ...more })
+  const event = (type: string, more: object = {}) => send?.({ type, ...more })
+  let hasBegun = false
   let index = -1
   let open: AnswerPart['type'] | undefined
   const close = () => {
@@ -109,48 +110,41 @@ export const respondMessage: typeof answer = async (session, request, asked) => 
     open = type
     event('content_block_start', { index: ++index, content_block: block })
   }
-  const send = (parts: readonly AnswerPart[]) => {
-    for (const part of parts) {
-      if (part.type === 'text') {
-        if (open !== 'text') begin('text', { type: 'text', text: '' })
-        event('content_block_delta', { index, delta: { type: 'text_delta', text: part.text } })
-      } else if (part.type === 'call') begin('call', { type: 'tool_use', id: part.id, name: part.name, input: {} })
-      else event('content_block_delta', { index, delta: { type: 'input_json_delta', partial_json: part.text } })
-    }
+  return {
+    add(_, parts) {
+      const none = { stop_reason: null, stop_sequence: null }
+      if (!hasBegun) event('message_start', { message: message([], { input_tokens: 0, output_tokens: 0 }, none) })
+      hasBegun = true
+      for (const part of parts) {
+        if (part.type === 'text') {
+          if (open !== 'text') begin('text', { type: 'text', text: '' })
+          event('content_block_delta', { index, delta: { type: 'text_delta', text: part.text } })
+        } else if (part.type === 'call') begin('call', { type: 'tool_use', id: part.id, name: part.name, input: {} })
+        else event('content_block_delta', { index, delta: { type: 'input_json_delta', partial_json: part.text } })
+      }
+    },
+    end: close,
+    body([result], { promptTokens, cachedTokens, newTokens }) {
+      const usage = {
+        input_tokens: promptTokens - cachedTokens,
+        cache_read_input_tokens: cachedTokens,
+        cache_creation_input_tokens: 0,
+        output_tokens: newTokens,
+      }
+      // A chat may also end at the text that ends a turn.
+      const stop = [fields.stop_sequences ?? []].flat().find((sequence) => sequence === result.stop) ?? null
+      const reason = stop !== null ? 'stop_sequence' : reader.calls.length > 0 ? 'tool_use' : 'end_turn'
+      const isCut = finishReason(result) === 'length'
+      const ending = { stop_reason: isCut ? 'max_tokens' : reason, stop_sequence: stop }
+      event('message_delta', { delta: ending, usage })
+      event('message_stop')
+      const content = [
+        ...(reader.content === '' ? [] : [{ type: 'text', text: reader.content }]),
+        ...reader.calls.map(({ id, function: { name, arguments: json } }) => {
+          return { type: 'tool_use', id, name, input: jsonIn(json) ?? {} }
+        }),
+      ]
+      return message(content, usage, ending)
+    },
   }
-  let hasBegun = false
-  const start = () => {
-    if (!hasBegun) event('message_start', { message: message([], { input_tokens: 0, output_tokens: 0 }, none) })
-    hasBegun = true
-  }
-  const [result] = await generate((piece) => {
-    start()
-    send(reader.read(piece))
-  })
-  start()
-  send(reader.end(result.text))
-  close()
-  const { promptTokens, cachedTokens, tokenIds } = result
-  const usage = {
-    input_tokens: promptTokens - cachedTokens,
-    cache_read_input_tokens: cachedTokens,
-    cache_creation_input_tokens: 0,
-    output_tokens: tokenIds.length,
-  }
-  const written = session.model.tokenizer?.decode(tokenIds).slice(result.text.length) ?? ''
-  const stops = [(fields.stop_sequences as readonly string[] | undefined) ?? []].flat()
-  const stop = result.finish === 'stop' ? (stops.find((sequence) => written.startsWith(sequence)) ?? null) : null
-  const hasCalls = reader.calls.length > 0
-  const reason = stop !== null ? 'stop_sequence' : hasCalls ? 'tool_use' : 'end_turn'
-  const isCut = finishReason(result) === 'length'
-  const ending = { stop_reason: isCut ? 'max_tokens' : reason, stop_sequence: stop }
-  event('message_delta', { delta: ending, usage })
-  event('message_stop')
-  const content = [
-    ...(reader.content === '' ? [] : [{ type: 'text', text: reader.content }]),
-    ...reader.calls.map(({ id, function: { name, arguments: json } }) => {
-      return { type: 'tool_use', id, name, input: jsonIn(json) ?? {} }
-    }),
-  ]
-  return { body: message(content, usage, ending), promptTokens, cachedTokens, newTokens: tokenIds.length }
 }

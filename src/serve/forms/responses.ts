@@ -1,16 +1,17 @@
 // /v1/responses, as Open Responses describes it: a text and calls of functions, whole or as events. Nothing is stored.
 
+import type { GenerateResult, MessageOfParts } from '../../api/index.js'
+import { resolveSampling } from '../../api/parts/entry.js'
 import { isObject } from '../../core/base/options.js'
-import type { MessageOfParts } from '../../model/text/chat.js'
-import { resolveSampling } from '../../run/generate/sampling.js'
 import { seconds } from '../adapters.js'
 import type { Fields } from '../fields.js'
 import { invalid } from '../http.js'
-import { type answer, chatRequest, finishReason, readerOf, type TextRequest } from '../texts.js'
-import type { AnswerPart, ToolCall } from '../tool-calls.js'
+import { chatRequest } from './chat.js'
+import { type AnswerWriter, type Asked, finishReason, type TextForm, type TextRequest } from './form.js'
+import type { ToolCall } from './tool-calls.js'
 
 /** Fields of a response → those of a chat. */
-export function responseRequest(fields: Fields, maxTokens: number): TextRequest {
+function responseRequest(fields: Fields, maxTokens: number): TextRequest {
   const { input, instructions, tools, text, max_output_tokens: asked, tool_choice: choice, ...others } = fields
   const items = typeof input === 'string' ? [{ role: 'user', content: input }] : (input as readonly Fields[])
   const { format } = (text ?? {}) as { format?: Fields }
@@ -58,8 +59,12 @@ function partOf(part: unknown): unknown {
   return part.type === 'input_text' || part.type === 'output_text' ? { type: 'text', text: part.text } : part
 }
 
-export const respond: typeof answer = async (session, request, asked) => {
-  const { fields, model, events, generate } = asked
+export const RESPONSES: TextForm = { read: responseRequest, write: responseWriter }
+
+function responseWriter(
+  request: TextRequest,
+  { session, fields, model, readers: [reader], send }: Asked,
+): AnswerWriter {
   const [id, messageId] = ['resp', 'msg'].map((kind) => `${kind}_${crypto.randomUUID()}`)
   const created = seconds()
   const { temperature, topP } = resolveSampling(request.options, session.model.generationConfig)
@@ -80,12 +85,11 @@ export const respond: typeof answer = async (session, request, asked) => {
     usage,
   })
   let sequence = 0
-  const event = (type: string, more: object) => events?.send({ type, sequence_number: sequence++, ...more })
+  const event = (type: string, more: object) => send?.({ type, sequence_number: sequence++, ...more })
   const part = (text: string) => ({ type: 'output_text', text, annotations: [], logprobs: [] })
   const message = (status: string, content: readonly object[]) => {
     return { type: 'message', id: messageId, status, role: 'assistant', content }
   }
-  const reader = readerOf(request)
   const place = { item_id: messageId, output_index: 0, content_index: 0 }
   const output: object[] = []
   let isWriting = false
@@ -112,7 +116,7 @@ export const respond: typeof answer = async (session, request, asked) => {
       openCall = undefined
     }
   }
-  const send = (parts: readonly AnswerPart[]) => {
+  const add: AnswerWriter['add'] = (_, parts) => {
     if (sequence === 0) {
       event('response.created', { response: resource('in_progress', []) })
       event('response.in_progress', { response: resource('in_progress', []) })
@@ -138,20 +142,23 @@ export const respond: typeof answer = async (session, request, asked) => {
       }
     }
   }
-  const [result] = await generate((piece) => send(reader.read(piece)))
-  send(reader.end(result.text))
-  const status = finishReason(result) === 'length' ? 'incomplete' : 'completed'
-  close(status)
-  const { promptTokens, cachedTokens, tokenIds } = result
-  const body = resource(status, output, {
-    input_tokens: promptTokens,
-    input_tokens_details: { cached_tokens: cachedTokens, cache_write_tokens: 0 },
-    output_tokens: tokenIds.length,
-    output_tokens_details: { reasoning_tokens: 0 },
-    total_tokens: promptTokens + tokenIds.length,
-  })
-  event(`response.${status}`, { response: body })
-  return { body, promptTokens, cachedTokens, newTokens: tokenIds.length }
+  const statusOf = (result: GenerateResult) => (finishReason(result) === 'length' ? 'incomplete' : 'completed')
+  return {
+    add,
+    end: (_, result) => close(statusOf(result)),
+    body([result], { promptTokens, cachedTokens, newTokens }) {
+      const status = statusOf(result)
+      const body = resource(status, output, {
+        input_tokens: promptTokens,
+        input_tokens_details: { cached_tokens: cachedTokens, cache_write_tokens: 0 },
+        output_tokens: newTokens,
+        output_tokens_details: { reasoning_tokens: 0 },
+        total_tokens: promptTokens + newTokens,
+      })
+      event(`response.${status}`, { response: body })
+      return body
+    },
+  }
 }
 
 /** Settings that an answer repeats. These are the defaults if the request leaves them out. */

@@ -2,7 +2,7 @@
 // <tool_call>{"name", "arguments"}</tool_call>, or in Llama 3's, one JSON object with name and parameters. Anything
 // else counts as words.
 
-import { jsonIn, objectOf } from '../core/base/options.js'
+import { jsonIn, objectOf } from '../../core/base/options.js'
 
 /** A call, as OpenAI's answers hold it. `arguments` is JSON. */
 export interface ToolCall {

@@ -1,11 +1,35 @@
-// Answers /v1/embeddings, and /classify in vLLM's form.
+// Vectors, labels and scores of texts.
 
-import type { AdapterSession } from '../api/session.js'
-import { UnsupportedError } from '../core/base/errors.js'
-import type { AdapterChoice } from '../run/adapters/choice.js'
-import { seconds } from './adapters.js'
-import type { Fields } from './fields.js'
-import { invalid } from './http.js'
+import type { AdapterChoice, AdapterSession } from '../../api/index.js'
+import { UnsupportedError } from '../../core/base/errors.js'
+import { seconds } from '../adapters.js'
+import { jsonResponse } from '../bodies/pieces.js'
+import type { Fields } from '../fields.js'
+import { invalid } from '../http.js'
+import { checkTexts } from '../lengths.js'
+import type { Call } from '../route.js'
+import type { Serving } from '../serving.js'
+
+type Read = (
+  session: AdapterSession,
+  fields: Fields,
+  asked: { adapter: AdapterChoice; model: string; signal: AbortSignal },
+) => Promise<object>
+
+export function readingsBy(read: Read) {
+  return async (serving: Serving, call: Call): Promise<Response> => {
+    const { fields, request } = call
+    const { input, query, documents, text_1, text_2 } = fields
+    const param = ['input', 'documents', 'text_2'].find((name) => fields[name] !== undefined)!
+    checkTexts([input, query, documents, text_1, text_2].flat().filter((text) => text !== undefined) as string[], param)
+    const { adapter, signal, leave } = await serving.enter(call, request.signal)
+    try {
+      return jsonResponse(await read(serving.session, fields, { adapter, model: serving.modelOf(call), signal }))
+    } finally {
+      leave()
+    }
+  }
+}
 
 const textsOf = ({ input }: Fields): string[] => [input as string | string[]].flat()
 
@@ -15,12 +39,6 @@ function usageOf({ model }: AdapterSession, texts: readonly string[], maxLength 
   const tokens = texts.reduce((sum, text) => sum + (count(text) ?? 0), 0)
   return { prompt_tokens: tokens, total_tokens: tokens }
 }
-
-export type Read = (
-  session: AdapterSession,
-  fields: Fields,
-  asked: { adapter: AdapterChoice; model: string; signal: AbortSignal },
-) => Promise<object>
 
 export const embeddings: Read = async (session, fields, { adapter, model, signal }) => {
   const texts = textsOf(fields)

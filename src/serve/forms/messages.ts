@@ -1,9 +1,9 @@
 // OpenAI's messages → those of a chat template: one text each, and pictures beside them.
 
-import { isObject } from '../core/base/options.js'
-import type { MessageOfParts, MessagePart } from '../model/text/chat.js'
-import type { Fields } from './fields.js'
-import { invalid } from './http.js'
+import type { MessageOfParts, MessagePart } from '../../api/index.js'
+import { isObject } from '../../core/base/options.js'
+import type { Fields } from '../fields.js'
+import { invalid } from '../http.js'
 
 export function readMessages(
   messages: readonly Fields[],

@@ -1,33 +1,17 @@
 // What the calls of a request's tools must look like: a structural tag of xgrammar forces calls that are required, and
 // the arguments of tools that are `strict`.
 
-import type { Model } from '../model/model-folder.js'
-import { templateOf } from '../run/generate/messages.js'
-import { type CallForm, callForm } from '../run/generate/tool-texts.js'
-import { checkedSchema } from '../run/schemas/schemas.js'
-import { HttpError } from './http.js'
-import type { TextRequest } from './texts.js'
-
-/** @param recorded the chat template of the adapter, which goes before that of the model */
-export async function withTools(
-  model: Model,
-  recorded: string | undefined,
-  request: TextRequest,
-): Promise<TextRequest> {
-  const tools = request.options.tools as readonly Tool[] | undefined
-  if (tools === undefined) return request
-  const template = await templateOf(model, recorded)
-  const form = template === undefined ? 'hermes' : callForm(template)
-  return { ...request, options: { ...request.options, structure: structureOf(tools, request, form) } }
-}
+import { checkedSchema } from '../../api/parts/entry.js'
+import { HttpError } from '../http.js'
+import type { TextRequest } from './form.js'
 
 interface Tool {
   readonly function: { readonly name?: unknown; readonly parameters?: unknown; readonly strict?: unknown }
 }
 
 /** The structural tag of the calls: https://xgrammar.mlc.ai/docs/tutorials/structural_tag.html */
-function structureOf(tools: readonly Tool[], { tools: asked, options }: TextRequest, form: CallForm) {
-  const { choice, isParallel } = asked
+export function structureOf({ tools: { choice, isParallel }, options }: TextRequest, form: 'hermes' | 'llama') {
+  const tools = options.tools as readonly Tool[]
   const isForced = choice === 'required' || typeof choice === 'object'
   // Schemas of the whole text say what it is like.
   if (options.schema !== undefined || (!isForced && !tools.some((tool) => tool.function.strict === true)))
