@@ -5,6 +5,7 @@
 //   index.ts, node.ts  the same API everywhere, and in Node with paths and threads
 //   verbs.ts           the public functions, which load their code with the first call
 //   sources.ts         what a caller gives, as folders and files
+//   parts/             what servers of your own need besides
 //   export/            handoff and push
 //   report/            runs as one HTML file
 //   platform/          threads and memory, in Node and in browsers
