@@ -7,7 +7,15 @@ import { NumericError } from '../core/base/errors.js'
 import { type FloatArray, isAllFinite } from '../core/base/tensor.js'
 import { BLOCK_ELEMENTS, COLUMN_MULTIPLE, createMergeKernel, type MergeKernel } from '../core/kernels/merge-kernel.js'
 import type { Factor, FactorSlice, LayerFactors, LayerMagnitude } from './plan/adapters.js'
-import { CHUNK_BYTES, type Chunk, chunksOf, type OutputFile, type WeightPlan, windowsOf } from './plan/layout.js'
+import {
+  CHUNK_BYTES,
+  type Chunk,
+  chunkElements,
+  chunksOf,
+  type OutputFile,
+  type WeightPlan,
+  windowsOf,
+} from './plan/layout.js'
 
 interface Current {
   readonly weight: WeightPlan
@@ -168,17 +176,21 @@ export class ChunkMerger {
       this.#inner[i] ??= new ChunkMerger(this.sources)
       const inner = this.#inner[i]
       await inner.#readFactors(window, chunk.row, rows)
-      const width = window.columns
-      const room = inner.#roomFor(window, rows * width * size)
-      for (let row = 0; row < rows; row++) {
-        const start = (row * columns + first) * size
-        room.set(input.subarray(start, start + width * size), row * width * size)
-      }
-      const { bytes, changes: changed } = inner.#mergeWeight({ ...chunk, column: 0, columns: width }, window, room)
-      changes.push(...changed)
-      for (let row = 0; row < rows; row++) {
-        const start = row * width * written
-        output.set(bytes.subarray(start, start + width * written), (row * columns + first) * written)
+      // A kernel may have less room than a row of the window.
+      const most = Math.min(window.columns, chunkElements(window))
+      for (let column = 0; column < window.columns; column += most) {
+        const width = Math.min(most, window.columns - column)
+        const room = inner.#roomFor(window, rows * width * size)
+        for (let row = 0; row < rows; row++) {
+          const start = (row * columns + first + column) * size
+          room.set(input.subarray(start, start + width * size), row * width * size)
+        }
+        const { bytes, changes: changed } = inner.#mergeWeight({ ...chunk, column, columns: width }, window, room)
+        changes.push(...changed)
+        for (let row = 0; row < rows; row++) {
+          const start = row * width * written
+          output.set(bytes.subarray(start, start + width * written), (row * columns + first + column) * written)
+        }
       }
     }
     return { bytes: output, changes }

@@ -139,7 +139,7 @@ function expected({ weightA, weightB, scaling, rank, d, k }: LoraLayer, weight: 
   return encodeFloats(result, dtype)
 }
 
-const norm = (values: Float32Array) => Math.hypot(...values)
+const norm = (values: Float32Array) => Math.sqrt(values.reduce((sum, value) => sum + value * value, 0))
 
 describe('a merged weight', () => {
   it('is W + s·B·A in plain loops, bit for bit, in every type and layout', async () => {
@@ -215,6 +215,24 @@ describe('a merged weight', () => {
       ])
     },
   )
+
+  it.each<FloatDtype>(['fp32', 'bf16'])('merges a layer whose row is larger than a chunk, in %s', async (dtype) => {
+    // Stored as (k, d), beside another layer: 1 MiB holds 262,144 columns of fp32, and 524,288 of bf16.
+    const [k, wide] = [2, dtype === 'fp32' ? 262_144 + 5 : 524_288 + 5]
+    const [narrow, layer] = [makeLayer(3, k, 1, 1), makeLayer(wide, k, 2, 11)]
+    const parts = [partOf('q', narrow), partOf('v', layer, 3)]
+    const weight = decodeFloats(encodeFloats(randomMatrix(3 + wide, k, 20).data, dtype), dtype)
+    const input = encodeFloats(transposed(weight, 3 + wide, k), dtype)
+    const { bytes, changes } = await merged(
+      { name: 'w', dtype, shape: [k, 3 + wide], isInputMajor: true, parts },
+      input,
+    )
+    const result = encodeFloats(transposed(decodeFloats(bytes, dtype), k, 3 + wide), dtype)
+    const [before, after] = [weight.slice(0, 3 * k), weight.slice(3 * k)]
+    const wanted = concatBytes([expected(narrow, before, dtype), expected(layer, after, dtype)])
+    expect(Buffer.compare(result, wanted)).toBe(0)
+    expect(changes[1]).toEqual({ name: 'v', relativeChange: expect.closeTo(layer.normDelta() / norm(after), 5) })
+  })
 
   it('rounds once: the delta is not narrowed before it is added', async () => {
     // 1 + 2⁻⁸ is halfway between two bf16 neighbors of 1; a delta a little above tips it upwards, but bf16 of the delta

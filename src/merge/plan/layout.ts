@@ -294,15 +294,21 @@ export function windowsOf(weight: WeightPlan): readonly Window[] {
   return weight.windows ?? [{ column: 0, weight }]
 }
 
+/** The most elements of a weight that a kernel holds, a multiple of COLUMN_MULTIPLE. */
+export function chunkElements({ from, to, isWidened }: WeightPlan): number {
+  const elements = CHUNK_BYTES / Math.max(isWidened ? 4 : 1, sizeOf(from), sizeOf(to))
+  return elements - (elements % COLUMN_MULTIPLE)
+}
+
 /** Returns the chunks of a segment. Each is made when it is asked for. */
 export function chunksOf(segment: Segment): { readonly count: number; at(index: number): Chunk } {
   const { weight, byteLength, baseOffset, offset } = segment
   const { rows, columns } = weight ?? { rows: 1, columns: byteLength }
   const [from, to] = weight === undefined ? [1, 1] : [sizeOf(weight.from), sizeOf(weight.to)]
-  const elements = CHUNK_BYTES / Math.max(weight?.isWidened ? 4 : 1, from, to)
+  const elements = weight === undefined ? CHUNK_BYTES : chunkElements(weight)
   // Columns are changed in whole rows.
   const isOfWholeRows = weight?.windows !== undefined || weight?.columnValues !== undefined
-  const width = columns > elements && !isOfWholeRows ? elements - (elements % COLUMN_MULTIPLE) : columns
+  const width = columns > elements && !isOfWholeRows ? elements : columns
   const height = Math.max(1, Math.floor(elements / columns))
   /** The number of chunks for a row: above 1 only if a row is larger than a chunk. */
   const across = Math.ceil(columns / width)
