@@ -60,7 +60,7 @@ async function adapterTexts(base: Directory, adapters: readonly MergeAdapter[], 
     tokens = owners[0].tokens
     for (const name of await folder.list()) if (isTokenizerFile(name)) files.push(await copyOf(folder, name))
     if (baseTokens !== undefined) warnings.push("the tokenizer is the adapter's: it has other tokens than the base's")
-    const largest = Math.max(...tokens.ids.values())
+    const largest = [...tokens.ids.values()].reduce((most, id) => Math.max(most, id), 0)
     if (vocabulary !== undefined && largest >= vocabulary) {
       warnings.push(
         `the adapter's tokenizer has tokens up to number ${largest}, but the embedding has ${vocabulary} rows: save the adapter with its embeddings (save_embedding_layers=True)`,

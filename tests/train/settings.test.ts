@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest'
 import { ConfigError, LoraAdapter, train } from '../../src/api/node.js'
 import { readParameters, writeParameters } from '../../src/train/engine/parameters.js'
-import { steadyMedian } from '../../src/train/saved/history.js'
+import { History, steadyMedian } from '../../src/train/saved/history.js'
 import { resolveSettings, TRAIN_DEFAULTS, withDefaultRate } from '../../src/train/settings.js'
 
 const { config: _, ...DEFAULTS } = TRAIN_DEFAULTS
@@ -103,4 +103,11 @@ describe('steadyMedian', () => {
     expect(steadyMedian([900, 800, 3, 1])).toBe(2)
     expect(steadyMedian([1, 2])).toBeNull()
   })
+})
+
+it('goes on with a run of more steps than a call takes arguments', () => {
+  const steps = Array.from({ length: 200_000 }, () => ({}) as never)
+  const history = new History(resolveSettings({}), undefined, 300_000)
+  history.restore(steps, { step: steps.length, fingerprint: {}, evaluations: [], samples: [] })
+  expect(history.steps).toBe(200_000)
 })

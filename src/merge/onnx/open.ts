@@ -83,7 +83,7 @@ function outputFile(
     else if ('location' in piece) {
       const source = sources.indexOf(model.file(piece.location))
       segments.push({ offset, byteLength: length, source, baseOffset: piece.from, weight: undefined })
-    } else segments.push(...segmentsOf(targets.get(piece.replaced)!, offset))
+    } else for (const segment of segmentsOf(targets.get(piece.replaced)!, offset)) segments.push(segment)
   }
   const names = isGraph ? (proto.graph?.initializer ?? []).map(({ name }) => name) : []
   const changed = isGraph ? [...targets.keys()] : []

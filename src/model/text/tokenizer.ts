@@ -216,12 +216,10 @@ class HubTextTokenizer implements Tokenizer {
     const special = around.reduce((sum, { ids }) => sum + ids.length, 0)
     const textLengths = texts.map(({ length }) => length)
     const lengths = longestFirst(textLengths, Math.max(0, maxLength - special))
-    const ids = [...around[0].ids]
-    const typeIds = [...around[0].typeIds]
-    texts.forEach((text, i) => {
-      ids.push(...text.slice(0, lengths[i]), ...around[i + 1].ids)
-      typeIds.push(...Array(lengths[i]).fill(types[i]), ...around[i + 1].typeIds)
-    })
+    const after = around.slice(1)
+    const ids = [around[0].ids, after.map(({ ids }, i) => [texts[i].slice(0, lengths[i]), ids])].flat(3)
+    const typesAfter = after.map(({ typeIds }, i) => [Array<number>(lengths[i]).fill(types[i]), typeIds])
+    const typeIds = [around[0].typeIds, typesAfter].flat(3)
     const isTruncated = lengths.some((length, i) => length < texts[i].length)
     return { ids, typeIds, isTruncated, start: around[0].ids.length, kept: lengths[0] }
   }

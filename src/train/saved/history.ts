@@ -53,10 +53,10 @@ export class History {
   }
 
   restore(metrics: readonly StepMetrics[], { best, evaluations, samples }: RunState): void {
-    this.metrics.push(...metrics)
+    for (const step of metrics) this.metrics.push(step)
     this.best.state = best
-    this.evaluations.push(...evaluations)
-    this.samples.push(...samples)
+    for (const evaluation of evaluations) this.evaluations.push(evaluation)
+    for (const sample of samples) this.samples.push(sample)
   }
 
   state(fingerprint: Record<string, string>): RunState {

@@ -121,4 +121,11 @@ describe('encodeText', () => {
       }),
     )
   })
+
+  it('encodes texts of more tokens than a call takes arguments', () => {
+    const text = ' the'.repeat(200_000)
+    const { ids, typeIds, isTruncated, kept } = tokenizer.encodeTexts(text, 'a', 500_000)
+    expect(ids.length).toBeGreaterThan(200_000)
+    expect([typeIds.length, isTruncated, kept]).toEqual([ids.length, false, 200_000])
+  })
 })

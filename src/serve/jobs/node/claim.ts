@@ -19,7 +19,7 @@ export async function claimFolder(folder: string): Promise<void> {
   const marker = path.join(folder, MARKER)
   if (await isThere(marker)) return
   let records = 0
-  const [others, foreign]: string[][] = [[], []]
+  const [others, strange]: string[][] = [[], []]
   for (const name of await namesOf(folder)) {
     if (!Object.hasOwn(KINDS, name)) {
       if (name !== ALIASES && name !== 'uploads') others.push(name) // Earlier servers kept unfinished uploads there.
@@ -30,10 +30,10 @@ export async function claimFolder(folder: string): Promise<void> {
       const place = path.join(folder, name, id)
       const hasRecord = entryKind.id.test(id) && (await isThere(path.join(place, RECORD)))
       if (hasRecord) records++
-      else if (!entryKind.id.test(id) || !(await isUnfinished(place, entryKind))) foreign.push(`${name}/${id}`)
+      else if (!entryKind.id.test(id) || !(await isUnfinished(place, entryKind))) strange.push(`${name}/${id}`)
     }
   }
-  if (records === 0) foreign.push(...others)
+  const foreign = records === 0 ? [...strange, ...others] : strange
   if (foreign.length > 0) {
     throw new FileError({
       where: folder,
