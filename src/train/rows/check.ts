@@ -2,7 +2,7 @@
 // Texts are not kept: records are compared by hashes of 53 bits.
 
 import { ConfigError, DataError, UnsupportedError } from '../../core/base/errors.js'
-import { firstOf } from '../../core/base/group.js'
+import { commonLength, firstOf } from '../../core/base/group.js'
 import { isObject } from '../../core/base/options.js'
 import { readRows } from '../../files/data/read-rows.js'
 import { Hash } from '../../model/base-record.js'
@@ -186,10 +186,13 @@ class Records {
       if (this.preview > 0) throw new UnsupportedError({ where: task.name, what: 'this task has no preview' })
       return examples.length
     }
+    // A text for each answer of a chat begins with the turns of the text before it: these count once.
     let length = 0
+    let before: Int32Array = new Int32Array()
     for (const example of examples) {
-      const { ids, counts, label } = task.tokens(example)
-      length += ids.length
+      const { ids, counts, label, repeated = 0 } = task.tokens(example)
+      length += ids.length - repeated - commonLength(before, ids)
+      before = ids
       if (this.examples.length === this.preview) continue
       const tokenizer = requireTokenizer(context.model)
       const texts = textsOf(ids, (some) => tokenizer.decode(some, { specialTokens: true }))

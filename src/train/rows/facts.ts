@@ -72,7 +72,10 @@ export const MAX_NOTES = 100
 
 /** How long records are. */
 export interface LengthReport {
-  /** Tokens of the examples, if a model is given; else characters of all texts of a record. */
+  /**
+   * Tokens of the examples, if a model is given; what several texts of a record begin with counts once. Else characters
+   * of all texts of a record.
+   */
   readonly unit: 'tokens' | 'characters'
   readonly total: number
   readonly least: number

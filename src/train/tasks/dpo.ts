@@ -90,7 +90,8 @@ export const dpo: Task<AnswerPair, AnswerExample, DpoOptions> = {
   tokens({ chosen, rejected }) {
     const labels = [...chosen.labels, ...rejected.labels]
     const ids = Int32Array.from([...chosen.inputIds, ...rejected.inputIds])
-    return { ids, counts: (i) => labels[i] !== IGNORED }
+    const repeated = commonLength(chosen.inputIds, rejected.inputIds)
+    return { ids, counts: (i) => labels[i] !== IGNORED, repeated }
   },
 
   open: (model, _, options = {}) => new Dpo(model, options),

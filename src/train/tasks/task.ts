@@ -89,6 +89,14 @@ export interface TaskFacts {
   readonly learningRate?: number
 }
 
+export interface ShownTokens {
+  readonly ids: Int32Array
+  counts(index: number): boolean
+  readonly label?: string
+  /** How many tokens stand there a second time, such as a prompt with two answers. */
+  readonly repeated?: number
+}
+
 /** A task: one file of this folder, and one line in the table of tasks.ts. */
 export interface Task<Row = unknown, Example = unknown, Options extends object = Record<string, unknown>>
   extends TaskFacts {
@@ -112,8 +120,8 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   encode(row: Row, context: EncodeContext): Encoded<Example>
   /** For tasks that write texts: the row's prompt and the wanted answer; undefined if it has no question. */
   question?(row: Row, context: EncodeContext): Question | undefined
-  /** For previews: an example's tokens, which of them are targets, and its label if it has one. */
-  tokens?(example: Example): { readonly ids: Int32Array; counts(index: number): boolean; readonly label?: string }
+  /** For previews: an example's tokens, and which of them are targets. */
+  tokens?(example: Example): ShownTokens
   /** How to write samples with the graph of an evaluation, token by token, for tasks that write texts. */
   readonly writing?: {
     /** The tokens of a prompt; if `isChat`, of a question within the chat template. */

@@ -89,6 +89,29 @@ const sideOf = ({ inputIds, labels }: AnswerExample['chosen']): Side => {
 const sidesOf = (examples: AnswerExample[]) =>
   examples.map(({ chosen, rejected }) => ({ chosen: sideOf(chosen), rejected: sideOf(rejected) }))
 
+/** Shows thoughts only where the model is to write, so each answer of a chat becomes a text. */
+const THOUGHTS = [
+  '{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>\n{% endfor %}',
+  '{% if add_generation_prompt %}<assistant><thought></thought>{% endif %}',
+].join('')
+
+it('counts what the texts of a chat have in common once', async () => {
+  const [first, second] = ['a', 'b'].map((content) => [
+    { role: 'user', content },
+    { role: 'assistant', content: `of ${content}` },
+  ])
+  const lengthOf = async (messages: object[]) => {
+    const data = [{ messages }]
+    const { lengths, examples } = await checkRecords({ model, data, task: 'causal-lm', chatTemplate: THOUGHTS }, 2)
+    return { total: lengths!.total, texts: examples.map(({ tokens }) => tokens.map(({ id }) => id)) }
+  }
+  const { total, texts } = await lengthOf([...first, ...second])
+  expect(texts).toHaveLength(2)
+  const shared = texts[0].findIndex((id, i) => id !== texts[1][i])
+  expect(shared).toBeGreaterThan(3)
+  expect(total).toBe(texts[0].length + texts[1].length - shared)
+})
+
 describe('rows', () => {
   it.each(Object.keys(golden.rows))('of the form %s have the tokens of TRL', async (form) => {
     const { examples } = await encode(golden.rows[form])
@@ -181,12 +204,14 @@ describe('rows', () => {
   })
 
   it('are shown with both answers', async () => {
-    const { task, examples } = await checkRecords({ model, data: rows.slice(0, 1) }, 1)
+    const { task, examples, lengths } = await checkRecords({ model, data: rows.slice(0, 1) }, 1)
     expect(task).toBe('dpo')
     const [{ tokens }] = examples
     const [{ chosen, rejected }] = golden.tokens.texts
     expect(tokens.map(({ id }) => id)).toEqual([...chosen.ids, ...rejected.ids])
     const targets = [chosen, rejected].map(({ ids, start }) => ids.length - start)
+    // The prompt counts once. In this record, the answers begin with different tokens.
+    expect(lengths!.total).toBe(chosen.ids.length + rejected.ids.length - chosen.start)
     expect(tokens.filter(({ counts }) => counts)).toHaveLength(targets[0] + targets[1])
   })
 })
