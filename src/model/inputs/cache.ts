@@ -62,6 +62,10 @@ function readersOf(graph: Graph, value: string): NodeProto[] {
   return graph.consumers(value).flatMap((node) => (node.opType === 'Cast' ? readersOf(graph, node.output[0]) : [node]))
 }
 
+function groupQueryAttention(graph: Graph, past: string): NodeProto | undefined {
+  return readersOf(graph, past).find(({ opType }) => opType === 'GroupQueryAttention')
+}
+
 type CacheLayout = Pick<CacheEntry, 'past' | 'type' | 'axis' | 'dims'>
 
 export function cacheLayout(graph: Graph, input: ValueInfoProto): CacheLayout {
@@ -73,12 +77,16 @@ export function cacheLayout(graph: Graph, input: ValueInfoProto): CacheLayout {
   const headSize = headSizeOf(graph, input)
   if (dims.length === 4 && dims[1] !== undefined && headSize !== undefined)
     return { past, type, axis: 2, dims: [undefined, dims[1], undefined, headSize] }
-  const [reader] = readersOf(graph, past)
+  const attention = dims.length === 4 ? groupQueryAttention(graph, past) : undefined
+  const reader = attention ?? readersOf(graph, past)[0]
   throw new UnsupportedError({
     where: (reader && nodeScope(reader)) ?? `input ${past}`,
-    what: `the sizes of the cache ${past} cannot be told${reader ? ` from the operator ${operatorOf(reader)}` : ''}`,
-    expected:
-      'an input (batch, heads, past length, head size) with numbers for the second and last, or GroupQueryAttention',
+    what: `the sizes of the cache ${past} cannot be told${reader ? ` from the operator ${operatorOf(reader)}` : ''}${
+      attention === undefined ? '' : `, because nothing tells the width of its query ${attention.input[0]}`
+    }`,
+    expected: `an input (batch, heads, past length, head size) with numbers for the second and last${
+      attention === undefined ? ', or GroupQueryAttention' : ''
+    }`,
     got: `(${dims.map((dim) => dim ?? '?').join(', ')})`,
     hint: 'Export the model in another way: with the sizes, or with attention as ordinary operators',
   })
@@ -108,7 +116,7 @@ function presentName(graph: Graph, past: string): string {
 export function headSizeOf(graph: Graph, past: ValueInfoProto): number | undefined {
   const declared = dimsOfInput(past)[3]
   if (declared !== undefined) return declared
-  const attention = graph.consumers(past.name).find(({ opType }) => opType === 'GroupQueryAttention')
+  const attention = groupQueryAttention(graph, past.name)
   if (attention === undefined) return undefined
   const heads = intAttribute(attention, 'num_heads', 1)
   const isPacked = (attention.input[1] ?? '') === ''

@@ -35,6 +35,8 @@ interface Head {
   readonly weight: Value
   readonly isHalf: boolean
   readonly transB: number
+  /** (d) in float32 */
+  readonly bias: Value | undefined
   readonly k: number
   readonly d: number
 }
@@ -50,18 +52,27 @@ function scaledHeadOf({ graph, g }: ObjectiveGraph, logits: Value): Head | undef
   return head && { ...head, x: g.mul(head.x, scaling.input[1]) }
 }
 
-/** Finds the output layer of these logits, if it is a plain product with a constant and has no bias. */
+/** Finds the output layer of these logits, if it is a product with a constant, and its bias a constant too. */
 function headOf(graph: Graph, logits: Value): Head | undefined {
-  const node = graph.producer(sourceOf(graph, logits, ['Cast', 'Identity']).value)
+  const last = graph.producer(sourceOf(graph, logits, ['Cast', 'Identity']).value)
+  const added = last?.opType === 'Add' ? last.input.find((value) => isVector(graph, value)) : undefined
+  const product = added === undefined ? undefined : last?.input.find((value) => value !== added)
+  const node = product === undefined ? last : graph.producer(sourceOf(graph, product, ['Cast', 'Identity']).value)
   if (node?.opType !== 'Gemm' || intAttribute(node, 'transA', 0) === 1) return undefined
-  if (floatAttribute(node, 'alpha', 1) !== 1 || node.input.length > 2) return undefined
-  const [x, given] = node.input
+  if (floatAttribute(node, 'alpha', 1) !== 1 || floatAttribute(node, 'beta', 1) !== 1) return undefined
+  const [x, given, own] = node.input
+  const bias = own || added
+  if ((own && added) || (bias && !isVector(graph, bias))) return undefined
   const weight = sourceOf(graph, given, ['Cast', 'Identity']).value
   const tensor = graph.constant(weight)
   if (tensor?.dims.length !== 2) return undefined
   const transB = intAttribute(node, 'transB', 0)
   const [k, d] = transB === 1 ? dimsOf(tensor).toReversed() : dimsOf(tensor)
-  return { x, weight, isHalf: tensor.dataType !== DataType.FLOAT, transB, k, d }
+  return { x, weight, isHalf: tensor.dataType !== DataType.FLOAT, transB, bias, k, d }
+}
+
+function isVector(graph: Graph, value: Value): boolean {
+  return graph.constant(sourceOf(graph, value, ['Cast', 'Identity']).value)?.dims.length === 1
 }
 
 function replace(
@@ -75,6 +86,7 @@ function replace(
   const largest = graph.consumers(logits).find(({ opType }) => opType === 'ArgMax')?.output[0]
   // A new name, because bodies of Scan keep reading it if something replaces the value.
   const x = g.op('Identity', [head.x])
+  const bias = head.bias && g.op('Identity', [head.bias])
   const count = g.length(x, 0)
   // No multiple of 4 kB: such rows would collide in the cache, and products take longer.
   const most = Math.max(16, 32 * Math.floor(WEIGHT_FLOATS / k / 32) - 16)
@@ -87,7 +99,7 @@ function replace(
     ...(largest !== undefined && { highest: lowest, largest: g.expand(g.int(0), count) }),
   }
   const names = Object.keys(initial)
-  const body = bodyOf(graph, { ...head, x }, size, names)
+  const body = bodyOf(graph, { ...head, x, bias }, size, names)
   const scan = g.node('Scan', [...Object.values(initial), starts], { body, num_scan_inputs: 1 }, names.length)
   const result = (name: string) => scan.output[names.indexOf(name)]
 
@@ -95,7 +107,8 @@ function replace(
   const stored = g.op('Gather', [weight, ids], { axis: 1 - transB })
   const rows = transB === 1 ? stored : g.transpose(stored, [1, 0])
   const ofTargets = isHalf ? g.cast(rows, DataType.FLOAT) : rows
-  const all = g.sub(result('logSum'), g.reduceSum(g.mul(x, ofTargets), [1], 0))
+  const products = g.reduceSum(g.mul(x, ofTargets), [1], 0)
+  const all = g.sub(result('logSum'), bias === undefined ? products : g.add(products, g.op('Gather', [bias, ids])))
   graph.replaceUses(losses, all)
   if (largest !== undefined) graph.replaceUses(largest, result('largest'))
   if (!hasGradients) return
@@ -111,7 +124,7 @@ function replace(
  * row, the weight's rows averaged by these exponentials, and the largest logit with its place.
  */
 function bodyOf(outer: Graph, head: Head, size: Value, names: readonly string[]): GraphProto {
-  const { x, weight, isHalf, transB, k } = head
+  const { x, weight, isHalf, transB, bias, k } = head
   const body = outer.newBody()
   const g = new Builder(body, outer.freshName('loss/block'))
   const before = (name: string) => `${g.scope}/${name}`
@@ -126,7 +139,8 @@ function bodyOf(outer: Graph, head: Head, size: Value, names: readonly string[])
   const end = g.add(start, size)
   const stored = g.op('Slice', [weight, start, end, g.int([1 - transB])])
   const block = isHalf ? g.cast(stored, DataType.FLOAT) : stored
-  const logits = g.op('Gemm', [x, block], { transB })
+  const biases = bias === undefined ? [] : [g.op('Slice', [bias, start, end, g.int([0])])]
+  const logits = g.op('Gemm', [x, block, ...biases], { transB })
   const highest = g.reduceMax(logits, [1], 0)
   const probabilities = g.op('Softmax', [logits], { axis: 1 })
   // max p = exp(max l) / Σ exp(l), so ln Σ exp(l) = max l − ln(max p)

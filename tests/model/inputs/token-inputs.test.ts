@@ -3,6 +3,7 @@ import { UnsupportedError } from '../../../src/api/node.js'
 import { tokenInputs } from '../../../src/model/inputs/tokens.js'
 import { Builder } from '../../../src/onnx/view/builder.js'
 import { Graph } from '../../../src/onnx/view/graph.js'
+import { valueInfo } from '../../../src/onnx/view/value-info.js'
 import { addInput, addOutput, DataType, emptyGraph, valuesOf } from '../../onnx/toolkit.js'
 import { MODELS, openModel } from '../golden.js'
 
@@ -117,6 +118,23 @@ describe('the cache', () => {
       )
     },
   )
+
+  it.each(['directly', 'after a Cast'])('that GroupQueryAttention reads %s takes its sizes from the query', (how) => {
+    const attended = (width: number | string) => {
+      const graph = graphWith(ids, ['past_key_values.0.key', DataType.FLOAT16, ['b', 2, 'p', 'h']])
+      addOutput(graph, 'present.0.key', DataType.FLOAT)
+      graph.valueInfo.push(valueInfo('query', DataType.FLOAT, ['b', 's', width]))
+      const g = new Builder(graph, '/model/layers.0/self_attn')
+      const own = how === 'directly' ? 'past_key_values.0.key' : g.cast('past_key_values.0.key', DataType.FLOAT)
+      const attributes = { num_heads: 4, kv_num_heads: 2 }
+      g.op('com.microsoft:GroupQueryAttention', ['query', 'query', 'query', own], attributes)
+      return graph
+    }
+    expect(tokenInputs(attended(32)).cache[0].dims).toEqual([undefined, 2, undefined, 8])
+    expect(() => tokenInputs(attended('w'))).toThrow(
+      'model.layers.0.self_attn: the sizes of the cache past_key_values.0.key cannot be told from the operator com.microsoft:GroupQueryAttention, because nothing tells the width of its query query; expected an input (batch, heads, past length, head size) with numbers for the second and last, got (?, 2, ?, ?)',
+    )
+  })
 
   it.each([
     ['Mul', undefined],
