@@ -79,24 +79,41 @@ function headsOf(graph: Graph, products: readonly Product[]): Set<Product> {
   return found
 }
 
-/** True if each row of the logits depends only on that row of the head's output, which nothing else reads. */
-export function reachesRowWise(graph: Graph, head: Linear, logits: Value): boolean {
+/**
+ * Returns the Reshapes between a head and its logits if each row of the logits depends only on that row of the head's
+ * output, which nothing else reads. Else undefined. PyTorch's exporter writes a head with a bias as a Gemm on rows
+ * between two Reshapes.
+ */
+export function rowsOfHead(graph: Graph, head: Linear, logits: Value): NodeProto[] | undefined {
+  const reshapes: NodeProto[] = []
   let value = logits
   while (value !== head.output) {
     const node = graph.producer(value)
-    if (node === undefined || node.opType === 'Reshape' || !AFTER_HEAD.has(node.opType)) return false
-    if (graph.consumers(value).length > 1) return false
+    if (node === undefined || !AFTER_HEAD.has(node.opType)) return undefined
+    if (graph.consumers(value).length > 1) return undefined
+    if (node.opType === 'Reshape') {
+      if (lastOf(graph, node.input[1]) !== head.d) return undefined
+      reshapes.push(node)
+      value = node.input[0]
+      continue
+    }
     let computed: Value | undefined
     for (const input of node.input) {
       if (input === '') continue
       const dims = graph.constant(input)?.dims
       if (dims === undefined) computed = input
-      else if (dims.slice(0, -1).some((dim) => dim !== 1n) || dims.length > 2) return false
+      else if (dims.slice(0, -1).some((dim) => dim !== 1n) || dims.length > 2) return undefined
     }
-    if (computed === undefined) return false
+    if (computed === undefined) return undefined
     value = computed
   }
-  return graph.consumers(value).length === 1
+  return graph.consumers(value).length === 1 ? reshapes : undefined
+}
+
+/** The last entry of a vector of integers, as far as the graph tells. */
+function lastOf(graph: Graph, value: Value): number | undefined {
+  const maker = graph.producer(value)
+  return maker?.opType === 'Concat' ? lastOf(graph, maker.input.at(-1)!) : graph.integers(value)?.at(-1)
 }
 
 /** Turns onnxruntime-genai's names into transformers': model.layers.0.attn.q_proj → model.layers.0.self_attn.q_proj. */

@@ -5,7 +5,7 @@ import type { NamedLayer } from '../../model/match/forms/form.js'
 import { findProduct } from '../../model/match/forms/forms.js'
 import { findEmbeddings } from '../../model/match/forms/lookup.js'
 import { withPointwise } from '../../model/match/forms/pointwise.js'
-import { exposeProducts, findLinears, type Linear, type ModuleMap, reachesRowWise } from '../../model/match/linears.js'
+import { exposeProducts, findLinears, type Linear, type ModuleMap, rowsOfHead } from '../../model/match/linears.js'
 import { LOGIT_BYTES } from '../../model/memory.js'
 import { placeFactors } from '../../model/place/place.js'
 import { DataType, type NodeProto } from '../../onnx/format/tensors.js'
@@ -164,11 +164,15 @@ function choiceBehind(
   linears: readonly Linear[],
   choice: RowChoice,
 ): { linear: Linear; choice: RowChoice; value: Value } | undefined {
-  const value = (graph.producer(choice.all) as NodeProto).input[0]
-  const linear = linears.find(
-    (candidate) => candidate.node === candidate.last && reachesRowWise(graph, candidate, value),
-  )
-  return linear && { linear, choice, value }
+  const flat = graph.producer(choice.all) as NodeProto
+  for (const linear of linears) {
+    const reshapes = linear.node === linear.last ? rowsOfHead(graph, linear, flat.input[0]) : undefined
+    if (reshapes === undefined) continue
+    // The chosen rows are in two axes, whatever shape all of them had.
+    for (const { input, output } of reshapes) graph.replaceUses(output[0], input[0])
+    return { linear, choice, value: flat.input[0] }
+  }
+  return undefined
 }
 
 /** Declares A (r, k) and Bᵀ (r, d), because products that make gradients with few columns are slow. */

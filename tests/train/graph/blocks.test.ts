@@ -213,6 +213,55 @@ describe('on one small model', () => {
     whole.forEach((expected, i) => void expect(relativeError(parted[i], expected)).toBeLessThan(1e-5))
   })
 
+  it('chooses rows and computes blocks for a head with a bias, as MatMul and Add or as a Gemm between Reshapes', async () => {
+    const [d, k] = model.proto.graph!.initializer.find(({ name }) => name === 'lm_head.weight')!.dims.map(Number)
+    const random = new Random(5, 'bias')
+    const rawData = new Uint8Array(Float32Array.from({ length: d }, () => random.normal()).buffer)
+    const withBias = (isGemm: boolean) => {
+      const edited = new Graph(model.proto)
+      const head = edited.producer('logits')!
+      const [x, weight] = head.input
+      const g = new Builder(edited, '/lm_head')
+      const dims = [BigInt(d)]
+      edited.remove(head)
+      const bias = edited.addInitializer(
+        create(TensorProtoSchema, { name: 'lm_head.bias', dims, dataType: DataType.FLOAT, rawData }),
+      )
+      const product = () => g.op('Gemm', [g.reshape(x, g.int([-1, k])), 'lm_head.weight', bias], { transB: 1 })
+      const shape = () => g.concat([g.op('Slice', [g.shape(x), g.int([0]), g.int([2])]), g.int([d])], 0)
+      edited.rename(isGemm ? g.reshape(product(), shape()) : g.add(g.matmul(x, weight), bias), 'logits')
+      edited.prune()
+      return new OnnxModel(model.name, model.fileName, edited.toModel(), model.files)
+    }
+    const [batch] = golden(`${folder}/golden`).batches
+    const resultsOf = async (isGemm: boolean, bytes?: number) => {
+      const own = withBias(isGemm)
+      const graph = await buildTrainingGraph(own, runtime, causalOf(own), {
+        layers: layersOf(adapter),
+        ...(bytes && { logitBytes: { whole: bytes, block: bytes } }),
+      })
+      expect(operators(graph).has('Scan')).toBe(bytes !== undefined)
+      // Only chosen rows are multiplied.
+      const nodes = graph.proto.graph!.node
+      const heads = nodes.filter(({ opType, input }) => opType === 'Gemm' && input[1] === 'lm_head.weight')
+      const makers = heads.map(({ input }) => nodes.find(({ output }) => output[0] === input[0])?.opType)
+      expect(makers.filter((maker) => maker === 'Gather')).toHaveLength(bytes === undefined ? 1 : 0)
+      const feeds = graph.feeds(collated(causalOf(own), batch), { normalizer: targetCount(batch) })
+      const outputs = await run(graph, { ...feeds, ...factorFeeds(graph.tensors, adapter) })
+      return [outputs.loss, ...graph.parameters.map(({ gradient }) => outputs[gradient])]
+    }
+    const wanted = await resultsOf(false)
+    for (const results of [
+      await resultsOf(true),
+      await resultsOf(false, logitBytes),
+      await resultsOf(true, logitBytes),
+    ]) {
+      wanted.forEach(({ data }, i) => {
+        expect(relativeError(results[i].data as Float32Array, data as Float32Array)).toBeLessThan(1e-5)
+      })
+    }
+  })
+
   it('is left out where the output layer is trained: its gradient needs all logits', async () => {
     const lmHead = { name: 'lm_head', d: 0, k: 0, rank: 2, scaling: 1 }
     const tensor = model.proto.graph?.initializer.find(({ name }) => name === 'lm_head.weight')
