@@ -15,7 +15,8 @@ import { isPlain, type LinearValues, type RunAdapter } from '../lora/run-adapter
 import type { NewRows } from '../model/fuse/new-rows.js'
 import type { DecodeImage } from '../model/images/image.js'
 import { POOLER } from '../model/match/match.js'
-import { type Engine, openEngine, STOP_MS, settlesWithin } from '../onnx/runtime/host.js'
+import { weightBytes } from '../model/memory.js'
+import { type Engine, openEngine, settlesWithin, stopMs } from '../onnx/runtime/host.js'
 import type { Remote } from '../onnx/runtime/rpc.js'
 import type { Feeds, RuntimeTensor } from '../onnx/runtime/runtime.js'
 import type { Graph } from '../onnx/view/graph.js'
@@ -269,11 +270,13 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
       await code
     }
     // A change of adapters may wait for a run that never ends. It ends when the engine is given up.
+    const limitMs = stopMs(weightBytes(this.model.onnx))
     const startedAt = performance.now()
-    await settlesWithin(this.#turns.idle, STOP_MS / 2)
-    const leftMs = STOP_MS - (performance.now() - startedAt)
+    await settlesWithin(this.#turns.idle, limitMs / 2)
+    const leftMs = limitMs - (performance.now() - startedAt)
     try {
-      await this.host.close(leftMs)
+      // No run begins after this: texts that are being written end with the current run.
+      await this.host.close(limitMs, leftMs)
     } finally {
       if (this.closesModel) await this.model.close?.()
     }

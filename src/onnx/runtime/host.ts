@@ -19,8 +19,12 @@ export type RuntimeHost =
 
 export interface Engine<T> {
   readonly remote: Remote<T>
-  /** Closes the engine. If a run does not end in time, gives up the worker and throws RuntimeError. */
-  close(limitMs?: number): Promise<void>
+  /**
+   * Closes the engine. If a run does not end in time, gives up the worker and throws RuntimeError.
+   *
+   * @param limitMs how long the run may go on, of which `leftMs` are left
+   */
+  close(limitMs?: number, leftMs?: number): Promise<void>
   isGivenUp(): boolean
 }
 
@@ -30,6 +34,13 @@ export interface Disposable {
 
 /** How long a run may go on after it was asked to stop. */
 export const STOP_MS = 4500
+/** And for each GB of the weights: 2,048 tokens in one run take as long with float32 weights on a slow machine. */
+const STOP_MS_PER_GB = 20_000
+
+/** How long to wait for the current run of a graph, which nothing can interrupt. */
+export function stopMs(weightBytes: number): number {
+  return STOP_MS + (STOP_MS_PER_GB * weightBytes) / 1e9
+}
 
 export async function settlesWithin(promise: Promise<unknown>, ms: number): Promise<boolean> {
   let timer: ReturnType<typeof setTimeout> | undefined
@@ -67,13 +78,13 @@ export async function openEngine<T extends Disposable>(
   control.loadRuntime(host.specifier, host.wasm, threads).catch(() => {})
   return {
     remote: connection.remote as unknown as Remote<T>,
-    async close(limitMs = STOP_MS) {
+    async close(limitMs = STOP_MS, leftMs = limitMs) {
       // If the worker has failed, this call rejects. That is fine: the worker is closed next anyway.
       const disposal = (connection.remote as Remote<Disposable>).dispose()
-      if (await settlesWithin(disposal, limitMs)) return connection.close()
+      if (await settlesWithin(disposal, leftMs)) return connection.close()
       const error = new RuntimeError({
         where: 'ONNX Runtime',
-        what: `a run did not end within ${Math.ceil(STOP_MS / 1000)} seconds after it was to stop, and cannot be interrupted`,
+        what: `a run did not end within ${Math.ceil(limitMs / 1000)} seconds after it was to stop, and cannot be interrupted`,
         hint: 'Nothing more can be done with it. In Node its thread ends with the run, or with the process',
       })
       connection.abandon(error)
