@@ -33,12 +33,9 @@ export async function openDense(directory: Directory, path: string): Promise<Den
   const config = objectOf(await readJsonIfThere(directory, `${path}/config.json`))
   const activation = String(config.activation_function ?? 'Tanh').replace(/^.*\./, '')
   const refuse = (what: string, expected: string, got: string) => new UnsupportedError({ where, what, expected, got })
-  if (!Object.hasOwn(ACTIVATIONS, activation))
-    throw refuse(
-      'the activation of this Dense module is not implemented',
-      Object.keys(ACTIVATIONS).join(', '),
-      activation,
-    )
+  const known = Object.keys(ACTIVATIONS)
+  if (!known.includes(activation))
+    throw refuse('the activation of this Dense module is not implemented', known.join(', '), activation)
   const input = config.module_input_name ?? 'sentence_embedding'
   if (input !== 'sentence_embedding' || (config.module_output_name ?? input) !== input)
     throw refuse('a Dense module of token vectors is not implemented', 'sentence_embedding', String(input))
@@ -80,13 +77,8 @@ function appendTensor({ graph, scope }: Builder, { data, shape }: Tensor): Value
 
 function product({ data, shape: [d, k] }: Tensor, x: Float32Array): Float32Array {
   if (k !== x.length) {
-    const [expected, got] = [`${k} numbers`, `${x.length}`]
-    throw new MismatchError({
-      where: 'modules.json',
-      what: 'a Dense module expects vectors of another length',
-      expected,
-      got,
-    })
+    const what = 'a Dense module expects vectors of another length'
+    throw new MismatchError({ where: 'modules.json', what, expected: `${k} numbers`, got: `${x.length}` })
   }
   return Float32Array.from({ length: d }, (_, i) => {
     let sum = 0

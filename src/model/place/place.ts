@@ -389,19 +389,9 @@ function placeTrained(
     refuse(name, 'a weight that is replaced and adapted at once cannot be trained')
   }
   return places.map((at): Placement => {
-    if (at.kind === 'weight') {
-      const { linear } = at
-      const isInputMajor = linear.form.isLookup === true
-      return {
-        kind: 'weight',
-        part: name,
-        ...weightAt(linear),
-        linear,
-        isInputMajor,
-        tokens: undefined,
-        inFloats: false,
-      }
-    }
-    return { kind: 'vector', part: name, ...at.place, linear: at.linear, start: at.part?.start, offset }
+    const { linear } = at
+    if (at.kind === 'vector') return { kind: 'vector', part: name, ...at.place, linear, start: at.part?.start, offset }
+    const held = { isInputMajor: at.linear.form.isLookup === true, tokens: undefined, inFloats: false }
+    return { kind: 'weight', part: name, ...weightAt(at.linear), linear: at.linear, ...held }
   })
 }

@@ -87,12 +87,8 @@ export async function planOnnx(
   const ending = external?.startsWith(model.fileName) ? external.slice(model.fileName.length) : '_data'
   const { file, tensors } = dataFile(dataPath + ending, weights)
   const graph = new FilePlan(path)
-  graph.add(
-    toBinary(
-      ModelProtoSchema,
-      mapTensors(complete, (tensor) => tensors.get(tensor) ?? tensor),
-    ),
-  )
+  const moved = mapTensors(complete, (tensor) => tensors.get(tensor) ?? tensor)
+  graph.add(toBinary(ModelProtoSchema, moved))
   return [file, graph]
 }
 
