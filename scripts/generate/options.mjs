@@ -115,6 +115,11 @@ const DEFAULTS = {
 const KINDS = {
   'AdapterSessionOptions.adapters': ['NAMED_ADAPTERS', 'src/model/source-values.ts'],
   'CombineOptions.adapters': ['ADAPTER_LIST', 'src/model/source-values.ts'],
+  'EmbeddingOptions.loss': ['LOSS_NAME', 'src/train/tasks/task-values.ts'],
+  'EmbeddingOptions.matryoshkaDims': ['DIMENSIONS', 'src/train/tasks/task-values.ts'],
+  'EmbeddingOptions.queryPrompt': ['STRING', BASE, 'text'],
+  'EmbeddingOptions.documentPrompt': ['STRING', BASE, 'text'],
+  'EmbedOptions.prompt': ['STRING', BASE, 'text'],
   'EvaluateOptions.adapters': ['NAMED_ADAPTERS', 'src/model/source-values.ts'],
   'StreamOptions.logitBias': ['LOGIT_BIAS', 'src/run/media-values.ts'],
   'StreamOptions.stopTokenIds': ['TOKEN_IDS', 'src/run/media-values.ts'],

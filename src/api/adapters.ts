@@ -58,6 +58,7 @@ export async function toPlain(adapter: Source | LoraAdapter, options: ToPlainOpt
   const opened = await openAdapter(adapter, 'adapter')
   const plain = await plainOf(opened, options)
   plain.chatTemplate = opened.chatTemplate
+  plain.prompts = opened.prompts
   return plain
 }
 

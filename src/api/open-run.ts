@@ -124,7 +124,8 @@ const OF_RECORDS = [
 function checkReadByTask(options: TrainOptions): void {
   const { task, keep } = options
   for (const [where, only] of Object.entries(OF_ONE_TASK)) {
-    if (options[where as keyof typeof OF_ONE_TASK] === undefined || task === only) continue
+    const isGuide = where === 'teacher' && options.taskOptions?.loss === 'CachedGISTEmbed'
+    if (options[where as keyof typeof OF_ONE_TASK] === undefined || task === only || isGuide) continue
     throw new ConfigError({ where, what: `only with the task ${only}`, got: task ?? 'no task' })
   }
   if (!isLoopName(task)) return

@@ -56,6 +56,8 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
    * not trained on chats.
    */
   chatTemplate: string | undefined
+  /** What was put before texts in its training, by their kind: `query` and `document`. */
+  prompts: Readonly<Record<string, string>> | undefined
   /** Names of the labels of the classification head. Undefined if there is no head, or if the names are unknown. */
   labels: readonly string[] | undefined
   /** The type of the labels, as in transformers' `problem_type`. Undefined if no file contains it. */
@@ -211,6 +213,7 @@ export class LoraAdapter implements Iterable<[name: string, part: AdapterPart]> 
   only(names: ReadonlySet<string>): LoraAdapter {
     const adapter = new LoraAdapter(this.config)
     adapter.chatTemplate = this.chatTemplate
+    adapter.prompts = this.prompts
     adapter.labels = this.labels
     adapter.problemType = this.problemType
     adapter.trainedOn = this.trainedOn

@@ -21,6 +21,8 @@ export interface RunAdapter {
   readonly size: number
   /** See {@link LoraAdapter.chatTemplate}. */
   readonly chatTemplate: string | undefined
+  /** See {@link LoraAdapter.prompts}. */
+  readonly prompts: Readonly<Record<string, string>> | undefined
   readonly trainedOn: BaseRecord | undefined
   names(): string[]
   get(name: string): RunPart | undefined
@@ -49,7 +51,7 @@ export function linearValues(name: string, config: LoraConfig, weightA: Matrix, 
 
 /** Makes a plain LoRA that is only used for a run. Callers never see it. */
 export function plainAdapter(
-  about: Pick<RunAdapter, 'config' | 'chatTemplate' | 'trainedOn'>,
+  about: Pick<RunAdapter, 'config' | 'chatTemplate' | 'prompts' | 'trainedOn'>,
   layers: readonly LinearValues[],
 ): RunAdapter {
   const adapter: RunAdapter = {

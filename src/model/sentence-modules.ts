@@ -27,6 +27,34 @@ export interface SentenceModules {
   readonly lowersCase: boolean
   /** The default prompt, which every text begins with; may be ''. */
   readonly prompt: string
+  /** The prompts of queries and of documents. */
+  readonly prompts: Prompts
+}
+
+/** What a text is for. */
+export type InputType = 'query' | 'document'
+
+/** What is put before texts, by what they are for. */
+export type Prompts = Readonly<Partial<Record<InputType, string>>>
+
+/**
+ * Returns the prompt of a text. The default prompt is for texts without a type, as in sentence-transformers, and also
+ * for models that have no other prompts.
+ */
+export function promptOf(
+  { prompt, prompts }: Pick<SentenceModules, 'prompt' | 'prompts'>,
+  type: InputType | undefined,
+  own: Prompts | undefined,
+): string {
+  const all = { ...prompts, ...own }
+  return type === undefined || Object.keys(all).length === 0 ? prompt : (all[type] ?? '')
+}
+
+export function readPrompts(settings: Readonly<Record<string, unknown>>): Prompts {
+  const named = objectOf(settings.prompts)
+  const text = (...names: string[]) => names.map((name) => named[name]).find((prompt) => typeof prompt === 'string')
+  const found = { query: text('query'), document: text('document', 'passage', 'corpus') }
+  return Object.fromEntries(Object.entries(found).filter(([, prompt]) => prompt !== undefined))
 }
 
 /** Opens a Dense module; undefined for Normalize. */
@@ -61,6 +89,7 @@ export async function readSentenceModules(directory: Directory): Promise<Sentenc
     pooling: modeOf(config),
     includesPrompt: config.include_prompt !== false,
     prompt,
+    prompts: readPrompts(settings),
     lowersCase: bertConfig.do_lower_case === true,
     normalize: modules.some((module) => typeOf(module) === 'Normalize'),
     layers: later.map((module) => (typeOf(module) === 'Dense' ? opener(directory, String(module.path)) : undefined)),

@@ -5,6 +5,7 @@ import type { RunAdapter } from '../lora/run-adapter.js'
 import { type GraphRole, roleOf } from '../model/graph-file.js'
 import type { DecodeImage } from '../model/images/image.js'
 import type { Model } from '../model/model-folder.js'
+import type { Prompts } from '../model/sentence-modules.js'
 import type { OnnxModel } from '../onnx/format/model.js'
 import type { Remote } from '../onnx/runtime/rpc.js'
 import type { Feeds, OutputOptions, RuntimeTensor } from '../onnx/runtime/runtime.js'
@@ -28,6 +29,8 @@ export interface WholeSession {
   checkMixes(mixes: readonly Mix[]): void
   headOf(name: string): AdapterHead | undefined
   chatTemplateOf(mix: Mix): string | undefined
+  promptsOf(mix: Mix): Prompts | undefined
+  warnOnce(message: string): void
 }
 
 export interface SessionBase

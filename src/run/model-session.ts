@@ -16,6 +16,7 @@ import type { NewRows } from '../model/fuse/new-rows.js'
 import type { DecodeImage } from '../model/images/image.js'
 import { POOLER } from '../model/match/match.js'
 import { weightBytes } from '../model/memory.js'
+import type { Prompts } from '../model/sentence-modules.js'
 import { type Engine, openEngine, settlesWithin, stopMs } from '../onnx/runtime/host.js'
 import type { Remote } from '../onnx/runtime/rpc.js'
 import type { Feeds, RuntimeTensor } from '../onnx/runtime/runtime.js'
@@ -312,6 +313,18 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
     return mix.map(({ name }) => this.#main.adapter(name).chatTemplate).find((template) => template !== undefined)
   }
 
+  promptsOf(mix: Mix): Prompts | undefined {
+    return mix.map(({ name }) => this.#main.adapter(name).prompts).find((prompts) => prompts !== undefined)
+  }
+
+  /** @internal Warns, once in a session. */
+  warnOnce(message: string): void {
+    if (this.told.has(message)) return
+    this.told.set(message, Promise.resolve())
+    const { onWarning = console.warn } = this.extras
+    onWarning(message)
+  }
+
   get #main(): GraphSession {
     const [main] = this.#graphs.values()
     return main
@@ -381,10 +394,10 @@ async function readParts(session: GraphSession, adapter: RunAdapter, mayBeEmpty:
     return readOtherParts(session, adapter as LoraAdapter)
   }
   if (adapter.size === 0 && !mayBeEmpty) throw new MismatchError({ where: 'adapter', what: 'it has no layers' })
-  const { chatTemplate } = adapter
+  const { chatTemplate, prompts } = adapter
   const sites = plainSites(session.graph, session.linears, adapter.parts() as readonly LinearValues[])
   const mixable = mixableOf(sites.factors, false)
-  return { ...sites, about: { head: undefined, chatTemplate, ...mixable } }
+  return { ...sites, about: { head: undefined, chatTemplate, prompts, ...mixable } }
 }
 
 function headsFor(

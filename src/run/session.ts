@@ -277,6 +277,16 @@ export interface EmbedOptions extends BatchOptions {
    */
   pooling?: 'mean' | 'cls' | 'lasttoken' | undefined
   /**
+   * What the texts are for: the prompt of queries or of documents is put before them, as the adapter was trained, or
+   * else as the model's config_sentence_transformers.json says. Default: the model's default prompt, or none.
+   */
+  inputType?: 'query' | 'document' | undefined
+  /**
+   * A text that is put before each text, in place of the prompt of the adapter or the model.
+   * @flag TEXT
+   */
+  prompt?: string | undefined
+  /**
    * Scales vectors to length 1, so that their product is the cosine.
    * @default true
    */

@@ -291,6 +291,10 @@ export const EMBEDDING_FIELDS: FieldTable = {
   ...CHOICE,
   input: field(needed(TEXTS), 'texts'),
   dimensions: field(COUNT, 'how many numbers of each vector are kept'),
+  input_type: field(
+    oneOf('query', 'document', 'passage', 'search_query', 'search_document'),
+    'what the texts are for, if queries and documents have different prompts',
+  ),
   encoding_format: field(oneOf('float', 'base64'), 'how vectors are written'),
   ...IGNORED,
 }

@@ -110,7 +110,7 @@ export interface TrainOptions extends Optional<TrainSettings> {
   readonly onTurn?: OnTurn | undefined
   /**
    * For the task `distill`: the model that the model learns from, or the address of a server with OpenAI's API, up to
-   * /v1, whose `taskOptions.teacherModel` teaches.
+   * /v1, whose `taskOptions.teacherModel` teaches. For the loss CachedGISTEmbed of embedding: the guide, a model.
    * @flag DIR|ID|URL
    * @help for the task distill: the model to learn from, or the address of a server up to /v1. LOWRANK_TEACHER_KEY is
    * its key
@@ -118,7 +118,7 @@ export interface TrainOptions extends Optional<TrainSettings> {
   readonly teacher?: Model | Source | undefined
   /**
    * Settings that only this task has, such as the temperature of its loss.
-   * @help settings of the task, such as temperature=0.05 of embedding or beta=0.1 of dpo
+   * @help settings of the task, such as scale=30 of embedding or beta=0.1 of dpo
    */
   readonly taskOptions?: Readonly<Record<string, unknown>> | undefined
   /**

@@ -116,7 +116,7 @@ const FORMS: Readonly<Record<keyof Forms, (about: string) => Option<unknown>>> =
     single('a=b,…|JSON', about, (occurrence) => {
       if (occurrence.value.trimStart().startsWith('{')) return objectIn(occurrence)
       return Object.fromEntries(
-        pairsIn(occurrence, 'temperature=0.05').map(([name, value]) => [name, literalOf(value)]),
+        pairsIn(occurrence, 'scale=30').map(([name, value]) => [name, literalOf(value)]),
       )
     }),
 }

@@ -11,7 +11,7 @@ import type { LoraConfig } from '../config.js'
 import { type StoredTensor, tensorsOf } from '../part.js'
 import { isAllLinear } from '../patterns/patterns.js'
 import { formatPeftConfig } from './config.js'
-import { CONFIG_FILE, writeChatTemplate } from './file-names.js'
+import { CONFIG_FILE, writeChatTemplate, writeNamedPrompts } from './file-names.js'
 import { meaningMetadata, WEIGHTS_FILE, writeAdapterFiles } from './files.js'
 import { KEY_PREFIX, rowsKey } from './keys.js'
 import { type LoadOptions, openAdapter } from './open.js'
@@ -92,6 +92,7 @@ export async function saveAdapter(
   const keys = parameterKeys(adapter.parts('parameter').map(({ name }) => name))
   const tensors = adapter.parts().flatMap((part) => encodePart(part, keys.get(part.name) ?? part.name, dtype))
   await writeChatTemplate(directory, adapter.chatTemplate)
+  await writeNamedPrompts(directory, adapter.prompts)
   await writeAdapterFiles(directory, tensors, config, meaningMetadata(adapter))
 }
 

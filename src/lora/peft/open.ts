@@ -11,7 +11,7 @@ import type { LoraConfig } from '../config.js'
 import { type FactorView, notFinite, type StoredTensor, tensorsOf } from '../part.js'
 import { isAdapter, isPlain, linearValues, plainAdapter, type RunAdapter } from '../run-adapter.js'
 import { parsePeftConfig } from './config.js'
-import { readChatTemplate } from './file-names.js'
+import { readChatTemplate, readNamedPrompts } from './file-names.js'
 import { findAdapter, type Meaning, openWeights, readBaseRecord, readConfig, readMeaning } from './files.js'
 import { type AdapterTensor, normalizeKeys } from './keys.js'
 import { claimTensors, type OpenPart } from './tensors.js'
@@ -27,6 +27,8 @@ export interface OpenAdapter {
   readonly meaning: Meaning
   /** See {@link LoraAdapter.chatTemplate}. */
   readonly chatTemplate: string | undefined
+  /** See {@link LoraAdapter.prompts}. */
+  readonly prompts: LoraAdapter['prompts']
   /** See {@link LoraAdapter.trainedOn}. */
   readonly trainedOn: BaseRecord | undefined
   /** Problems with config and tensors. Empty unless it was opened with `isTolerant`. */
@@ -70,13 +72,14 @@ export async function openForUse(source: LoraAdapter | Directory, use: string): 
 
 function openInMemory(adapter: LoraAdapter): OpenAdapter {
   const parts = adapter.parts().map(viewOf)
-  const { config, notes, chatTemplate, trainedOn } = adapter
+  const { config, notes, chatTemplate, prompts, trainedOn } = adapter
   return {
     name: 'adapter',
     config,
     notes,
     meaning: adapter,
     chatTemplate,
+    prompts,
     trainedOn,
     problems: [],
     parts: () => parts,
@@ -129,6 +132,7 @@ async function openFolder(directory: Directory, { name, isTolerant = false }: Op
   return closingOnError({ close }, async () => {
     const { tensors, notes: keyNotes } = normalizeKeys(opened, name)
     const chatTemplate = await readChatTemplate(folder.directory, folder.path)
+    const prompts = await readNamedPrompts(folder.directory, folder.path)
     const trainedOn = await readBaseRecord(folder.directory, folder.path)
     const isInside = name === undefined && folder.path !== ''
     const { notes: meaningNotes, ...meaning } = readMeaning(opened.metadata)
@@ -142,7 +146,7 @@ async function openFolder(directory: Directory, { name, isTolerant = false }: Op
     const load = async () => {
       const adapter = await emptyAdapter(config)
       adapter.notes.push(...notes)
-      Object.assign(adapter, meaning, { chatTemplate, trainedOn })
+      Object.assign(adapter, meaning, { chatTemplate, prompts, trainedOn })
       for (const part of parts) await addPart(adapter, part)
       return adapter
     }
@@ -152,6 +156,7 @@ async function openFolder(directory: Directory, { name, isTolerant = false }: Op
       notes,
       meaning,
       chatTemplate,
+      prompts,
       trainedOn,
       problems: all,
       parts: () => parts,
@@ -163,7 +168,7 @@ async function openFolder(directory: Directory, { name, isTolerant = false }: Op
           const [a, b] = [await readFactor(factors.weightA), await readFactor(factors.weightB)]
           return linearValues(layer, layerConfig, a as Matrix, b as Matrix)
         })
-        return plainAdapter({ config, chatTemplate, trainedOn }, await Promise.all(layers))
+        return plainAdapter({ config, chatTemplate, prompts, trainedOn }, await Promise.all(layers))
       },
       load,
       read: async (part) => {

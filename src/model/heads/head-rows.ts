@@ -140,8 +140,8 @@ export function trainedPooling(sentence: SentenceModules): TrainedPooling {
   })
 }
 
-function skipsPrompt({ includesPrompt, prompt }: SentenceModules): boolean {
-  return !includesPrompt && prompt !== ''
+function skipsPrompt({ includesPrompt, prompt, prompts }: SentenceModules): boolean {
+  return !includesPrompt && [prompt, ...Object.values(prompts)].some((text) => text !== '')
 }
 
 /**

@@ -53,7 +53,7 @@ export async function readOtherParts(
   const scaled = [...parts.parts('linear'), ...parts.parts('embedding')]
   const scales = scaled.some(({ magnitude }) => magnitude !== undefined)
   const mixable = mixableOf(sites.factors, scales)
-  return { ...sites, about: { head, chatTemplate: adapter.chatTemplate, ...mixable } }
+  return { ...sites, about: { head, chatTemplate: adapter.chatTemplate, prompts: adapter.prompts, ...mixable } }
 }
 
 /** Spreads an adapter over the graphs of a session. `tell` gets the names of layers that are left out. */

@@ -10,6 +10,7 @@ import type { AdapterSites } from './site-factors.js'
 export interface SessionAdapter extends Mixable {
   readonly head: AdapterHead | undefined
   readonly chatTemplate: string | undefined
+  readonly prompts: Readonly<Record<string, string>> | undefined
 }
 
 export type AdapterParts = AdapterSites & { readonly about: SessionAdapter }

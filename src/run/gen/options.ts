@@ -1,6 +1,6 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import { type OptionTable, ranged, orNull, NAME, SIGNAL, oneOf, BOOLEAN, OBJECT, listOf, eventsOf, anyOf } from '../../core/base/options.js'
+import { type OptionTable, ranged, orNull, NAME, SIGNAL, oneOf, STRING, BOOLEAN, eventsOf, anyOf, listOf, OBJECT } from '../../core/base/options.js'
 import { ONE_CHOICE } from '../adapters/choice.js'
 import { IMAGES, TOKEN_IDS, LOGIT_BIAS } from '../media-values.js'
 
@@ -25,6 +25,8 @@ export const CLASSIFY_OPTIONS: OptionTable = {
 export const EMBED_OPTIONS: OptionTable = {
   adapter: ONE_CHOICE,
   pooling: oneOf('mean', 'cls', 'lasttoken'),
+  inputType: oneOf('query', 'document'),
+  prompt: STRING,
   normalize: BOOLEAN,
   dimensions: ranged('an integer of at least 1'),
   maxLength: ranged('an integer of at least 1'),

@@ -6,10 +6,10 @@ import { joinedUp } from '../../core/base/tensor.js'
 import { applyDense } from '../../model/dense-layer.js'
 import { poolingsOf, textVectors, tokenVectors } from '../../model/heads/head-rows.js'
 import { type Model, requireTokenizer } from '../../model/model-folder.js'
-import type { Pooling } from '../../model/sentence-modules.js'
+import { type Pooling, promptOf } from '../../model/sentence-modules.js'
 import { floatsOf } from '../../onnx/runtime/runtime.js'
 import { readGraph } from '../../onnx/view/graph.js'
-import { mixesOf } from '../adapters/choice.js'
+import { type Mix, mixesOf } from '../adapters/choice.js'
 import { EMBED_OPTIONS } from '../gen/options.js'
 import type { WholeSession } from '../graphs.js'
 import type { EmbedOptions } from '../session.js'
@@ -30,11 +30,12 @@ export async function embed(
   const graph = readGraph(model.onnx)
   const known = poolingsOf(sentence)
   const poolings = options.pooling === undefined ? known : [options.pooling]
-  const skipped = sentence.includesPrompt ? 0 : promptLength(model)
+  const prompt = options.prompt ?? prompterOf(session, mixes[0], options.inputType)
+  const skipped = sentence.includesPrompt ? 0 : promptLength(model, prompt)
   const layers = await Promise.all(sentence.layers.map((layer) => layer?.()))
   const whole = options.pooling === undefined ? textVectors(graph, sentence) : undefined
   const output = whole ?? tokenVectors(graph)
-  const prompted = sentence.prompt === '' ? list : list.map((text) => sentence.prompt + text)
+  const prompted = prompt === '' ? list : list.map((text) => prompt + text)
   const encoded = encodeAll(model, prompted, options.maxLength ?? sentence.maxLength)
   const vectors: Float32Array[] = Array(list.length)
   for await (const batch of textBatches(model, graph, encoded, options)) {
@@ -64,9 +65,19 @@ export async function embed(
   return Array.isArray(texts) ? vectors : vectors[0]
 }
 
-/** Counts the tokens of the model's prompt, without the end token that the tokenizer adds after it. */
-function promptLength(model: Model): number {
-  const { prompt } = model.sentence
+function prompterOf(session: WholeSession, mix: Mix, type: EmbedOptions['inputType']): string {
+  const { sentence } = session.model
+  const own = session.promptsOf(mix)
+  if (type === undefined && Object.values({ ...sentence.prompts, ...own }).some((text) => text !== '')) {
+    session.warnOnce(
+      'queries and documents have different prompts: give `inputType`, or texts get the default prompt, if there is one',
+    )
+  }
+  return promptOf(sentence, type, own)
+}
+
+/** Counts the tokens of a prompt, without the end token that the tokenizer adds after it. */
+function promptLength(model: Model, prompt: string): number {
   if (prompt === '') return 0
   const [{ inputIds }] = encodeAll(model, [prompt])
   const isSpecial = requireTokenizer(model).decode([inputIds[inputIds.length - 1]]) === ''

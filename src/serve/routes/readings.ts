@@ -43,7 +43,9 @@ function usageOf({ model }: AdapterSession, texts: readonly string[], maxLength 
 export const embeddings: Read = async (session, fields, { adapter, model, signal }) => {
   const texts = textsOf(fields)
   const dimensions = fields.dimensions as number | undefined
-  const vectors = await session.embed(texts, { adapter, dimensions, signal })
+  const type = fields.input_type as string | undefined
+  const inputType = type === undefined ? undefined : type.endsWith('query') ? 'query' : 'document'
+  const vectors = await session.embed(texts, { adapter, inputType, dimensions, signal })
   const form = (vector: Float32Array) => (fields.encoding_format === 'base64' ? base64Of(vector) : [...vector])
   const data = vectors.map((vector, index) => ({ object: 'embedding', index, embedding: form(vector) }))
   return { object: 'list', data, model, usage: usageOf(session, texts, session.model.sentence.maxLength) }

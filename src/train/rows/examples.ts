@@ -33,7 +33,7 @@ export interface EncodedSource {
 }
 
 interface ReadingOptions
-  extends Pick<TrainInput, 'maxLength' | 'chatTemplate' | 'chatTemplateArgs' | 'decodeImage' | 'termsRead'> {
+  extends Pick<TrainInput, 'maxLength' | 'chatTemplate' | 'chatTemplateArgs' | 'decodeImage' | 'termsRead' | 'taskOptions'> {
   readonly pictures?: PictureEncoder | undefined
 }
 
@@ -116,7 +116,7 @@ export async function withPictures<T>(
  * it.
  */
 export async function encodeContext(options: ReadingOptions & { readonly model: TextModel }) {
-  const { model, chatTemplate, chatTemplateArgs, decodeImage, pictures, termsRead } = options
+  const { model, chatTemplate, chatTemplateArgs, decodeImage, pictures, termsRead, taskOptions } = options
   const maxLength = resolveMaxLength(options.maxLength, model.contextLength)
   const loaded = await loadChatTemplate(model.directory, chatTemplate).then(
     (template) => ({ template: template && (pictures?.template(template, chatTemplateArgs) ?? template) }),
@@ -130,6 +130,7 @@ export async function encodeContext(options: ReadingOptions & { readonly model: 
     decodeImage,
     pictures,
     termsRead,
+    taskOptions,
     used: undefined as ChatTemplate | undefined,
     chatTemplate(): ChatTemplate | undefined {
       if ('error' in loaded) throw loaded.error

@@ -2,63 +2,79 @@
 // does it. The loss compares all vectors of a step, so a step takes two passes.
 
 import { ConfigError, DataError, UnsupportedError } from '../../core/base/errors.js'
-import { objectOf } from '../../core/base/options.js'
 import { joinedUp } from '../../core/base/tensor.js'
 import { appendDense } from '../../model/dense-layer.js'
 import { appendPooling, textVectors, tokenVectors, trainedPooling } from '../../model/heads/head-rows.js'
 import { type EncodedTexts, encoderFeeds, encodeTexts } from '../../model/inputs/token-batch.js'
 import { encoderInputs } from '../../model/inputs/tokens.js'
 import type { Model } from '../../model/model-folder.js'
-import type { SentenceModules } from '../../model/sentence-modules.js'
-import { fieldsOf } from '../../model/text/records.js'
+import { promptOf, type Prompts, type SentenceModules } from '../../model/sentence-modules.js'
 import type { Feeds } from '../../onnx/runtime/runtime.js'
 import type { Value } from '../../onnx/view/builder.js'
 import { readGraph } from '../../onnx/view/graph.js'
 import type { ObjectiveGraph } from '../graph/objective-graph.js'
 import { EMBEDDING_OPTIONS } from './gen/options.js'
 import { meansOf, retrievalValues, spearman } from './metrics.js'
-import type { Evaluated, Examples, OpenTask, StepRun, Task } from './task.js'
+import type { Evaluated, Examples, GuideVectors, OpenTask, StepRun, Task } from './task.js'
 import { predictedRows, tokenProbe } from './token-probe.js'
-
-export interface RelatedTexts {
-  /** A text, its partner, and perhaps a negative. */
-  readonly texts: readonly string[]
-  /** How alike a pair is, from −1 to 1. */
-  readonly score: number | undefined
-}
+import * as losses from './vectors/losses.js'
+import { LOSSES, type LossName } from './vectors/losses.js'
+import { parseRelatedTexts, type RelatedTexts, relatedFields } from './vectors/related-texts.js'
+import { StepVectors } from './vectors/step-vectors.js'
 
 export interface RelatedExample {
-  readonly texts: readonly Omit<EncodedTexts, 'isTruncated'>[]
-  readonly score: number | undefined
+  /** A query, its document, and documents that are wrong. `text` is kept only for a guide, without prompts. */
+  readonly texts: readonly (Omit<EncodedTexts, 'isTruncated'> & { readonly text?: string })[]
+  readonly score: RelatedTexts['score']
 }
 
 export interface EmbeddingOptions {
-  /** Default: cosine if rows have scores, else in-batch. */
-  readonly loss?: 'in-batch' | 'cosine' | 'triplet' | undefined
   /**
-   * Divisor of the cosines in the loss in-batch.
+   * The loss, by the names of sentence-transformers: MultipleNegativesRanking, CachedGISTEmbed (its guide is the option
+   * `teacher`, or else the base), MarginMSE and DistillKLDiv (from the scores of a teacher), CoSENT, AnglE,
+   * CosineSimilarity or Triplet. Default: CosineSimilarity if rows have scores, else MultipleNegativesRanking.
+   */
+  readonly loss?: LossName | undefined
+  /**
+   * Factor of the cosines in MultipleNegativesRanking, CoSENT and AnglE.
    * @range a finite number above 0
-   * @default 0.05
+   * @default 20
+   */
+  readonly scale?: number | undefined
+  /**
+   * Divisor of the similarities: 0.01 in CachedGISTEmbed, 1 in DistillKLDiv.
+   * @range a finite number above 0
    */
   readonly temperature?: number | undefined
   /**
-   * Distance that the loss triplet asks for between partner and negative.
-   * @range a finite number above 0
-   * @default 0.2
+   * How much further a negative must be: 0.2 in Triplet, in cosines, and 0 in CachedGISTEmbed, by the guide.
+   * @range a finite number of at least 0
    */
   readonly margin?: number | undefined
+  /**
+   * Whether the margin of CachedGISTEmbed is a cosine, or a share of the right document's.
+   * @default absolute
+   */
+  readonly marginStrategy?: 'absolute' | 'relative' | undefined
+  /**
+   * MultipleNegativesRanking also makes each document find its query.
+   * @default false
+   */
+  readonly symmetric?: boolean | undefined
+  /** Sums the loss over the first numbers of the vectors, such as [384, 128, 64] (Matryoshka). Default: all alone. */
+  readonly matryoshkaDims?: readonly number[] | undefined
+  /** What is put before queries, such as "query: ". Default: as the adapter or the model says. */
+  readonly queryPrompt?: string | undefined
+  /** What is put before documents, such as "passage: ". Default: as the adapter or the model says. */
+  readonly documentPrompt?: string | undefined
 }
-
-const FIELDS = [
-  ['text', 'textPair'],
-  ['anchor', 'positive'],
-  ['query', 'answer'],
-  ['sentence1', 'sentence2'],
-] as const
 
 const GRADIENT = 'loss/vector-gradients'
 const MASK = 'attention_mask'
 const RECALLS = [1, 10]
+
+const promptsOf = ({ queryPrompt: query, documentPrompt: document }: EmbeddingOptions): Prompts | undefined =>
+  query === undefined && document === undefined ? undefined : { ...(query !== undefined && { query }), ...(document !== undefined && { document }) }
 
 export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
   name: 'embedding',
@@ -67,8 +83,11 @@ export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
   learns: 'to turn texts into vectors, like ones for like meanings',
   records: [
     { text: 'How was the sea?', textPair: 'The sea was calm.' },
-    { text: 'How was the sea?', textPair: 'The sea was calm.', negative: 'The soup was hot.' },
+    { query: 'How was the sea?', passage: 'The sea was calm.', negatives: ['The soup was hot.', 'It rained.'] },
+    { anchor: 'How was the sea?', positive: 'The sea was calm.', negative: 'The soup was hot.' },
     { text: 'The sea was calm.', textPair: 'The water lay still.', score: 0.9 },
+    ...[{ anchor: 'How was the sea?', positive: 'The sea was calm.' }, { query: 'How was the sea?', positive: 'The sea was calm.' }],
+    { query: 'How was the sea?', passage: 'The sea was calm.' },
   ],
   use: {
     command: ['embed', '--text', 'The'],
@@ -97,15 +116,26 @@ export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
     })
   },
 
-  reads: (row) => [...(FIELDS.find((pair) => pair.every((name) => name in row)) ?? []), 'negative', 'score'],
+  reads: relatedFields,
 
   parse: parseRelatedTexts,
 
-  encode({ texts, score }, { model, maxLength }) {
+  encode({ groups, score, isSymmetric }, { model, maxLength, taskOptions = {} }) {
+    const options: EmbeddingOptions = taskOptions
     const limit = Math.min(maxLength, model.sentence.maxLength ?? Number.POSITIVE_INFINITY)
-    const { prompt } = model.sentence
-    const encoded = texts.map((text) => encodeTexts(model, prompt + text, undefined, limit))
-    return { examples: [{ texts: encoded, score }], isTruncated: encoded.some(({ isTruncated }) => isTruncated) }
+    const isGuided = options.loss === 'CachedGISTEmbed'
+    let isTruncated = false
+    const examples = groups.map((group): RelatedExample => {
+      const texts = group.map((text, i) => {
+        const type = isSymmetric ? undefined : i === 0 ? 'query' : 'document'
+        const prompt = promptOf(model.sentence, type, promptsOf(options))
+        const { isTruncated: isCut, ...encoded } = encodeTexts(model, prompt + text, undefined, limit)
+        isTruncated ||= isCut
+        return isGuided ? { ...encoded, text } : encoded
+      })
+      return { texts, score }
+    })
+    return { examples, isTruncated }
   },
 
   tokens: ({ texts: [{ inputIds: ids }] }) => ({ ids, counts: () => false }),
@@ -113,45 +143,35 @@ export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
   open: (model, examples, options = {}) => new Embedding(model, examples, options),
 }
 
-function parseRelatedTexts(row: unknown, where: string): RelatedTexts {
-  const record = objectOf(row)
-  const refuse = (what: string, got: string) =>
-    new DataError({
-      where,
-      what,
-      expected: '"text" and "textPair" (or anchor and positive, sentence1 and sentence2), and "negative" or "score"',
-      got,
-      hint: 'If the fields have other names, give them with `columns: { text: …, textPair: … }`',
-    })
-  const names = FIELDS.find(([first, second]) => first in record && second in record)
-  if (names === undefined) throw refuse('no pair of texts', fieldsOf(record))
-  const fields = [...names, ...(record.negative === undefined || record.negative === null ? [] : ['negative'])]
-  const texts = fields.map((name) => record[name])
-  const bad = texts.findIndex((text) => typeof text !== 'string' || text.trim() === '')
-  if (bad !== -1) throw refuse(`${fields[bad]} is no text, or an empty one`, JSON.stringify(texts[bad]) ?? 'nothing')
-  const { score } = record
-  if (score === undefined || score === null) return { texts: texts as string[], score: undefined }
-  const isScore = typeof score === 'number' && score >= -1 && score <= 1
-  if (!isScore) throw refuse('score is no number between −1 and 1', JSON.stringify(score))
-  return { texts: texts as string[], score }
-}
-
 class Embedding implements OpenTask<RelatedExample> {
   readonly probe: OpenTask['probe']
+  readonly prompts: Prompts | undefined
+  readonly guided: OpenTask<RelatedExample>['guided']
   readonly #feeds: ReturnType<typeof encoderFeeds>
   readonly #sentence: SentenceModules
-  readonly #loss: NonNullable<EmbeddingOptions['loss']>
+  readonly #loss: LossName
   readonly #options: EmbeddingOptions
+  #guide: GuideVectors | undefined
   readonly rowsOfExample: number
 
   constructor(model: Model, examples: Examples<RelatedExample>, options: EmbeddingOptions) {
     const graph = readGraph(model.onnx)
     this.#feeds = encoderFeeds(model, graph)
     this.#sentence = model.sentence
+    this.prompts = promptsOf(options)
     const first = examples.at(0)!
     this.rowsOfExample = first.texts.length
     this.#options = options
-    this.#loss = options.loss ?? (first.score === undefined ? 'in-batch' : 'cosine')
+    this.#loss = options.loss ?? (first.score === undefined ? 'MultipleNegativesRanking' : 'CosineSimilarity')
+    this.#checkOptions()
+    if (this.#loss === 'CachedGISTEmbed') {
+      this.guided = {
+        texts: (example) => example.texts.map(({ text }) => text!),
+        take: (vectors) => {
+          this.#guide = vectors
+        },
+      }
+    }
     for (const example of examples) this.checkEvaluation(example)
     const { batches, lengths } = tokenProbe(graph)
     const [a, b] = batches.map(({ batch, sequence }) => {
@@ -159,6 +179,22 @@ class Embedding implements OpenTask<RelatedExample> {
       return this.#feeds(Array(batch).fill({ inputIds, tokenTypeIds: inputIds }), sequence)
     })
     this.probe = { feeds: [a, b], lengths }
+  }
+
+  #checkOptions(): void {
+    const { scale, temperature, margin, marginStrategy, symmetric } = this.#options
+    const only = (name: string, value: unknown, names: readonly LossName[], expected?: string) => {
+      if (value === undefined || names.includes(this.#loss)) return
+      const what = `the loss ${this.#loss} has no ${name}`
+      throw new ConfigError({ where: `taskOptions.${name}`, what, expected: expected ?? `the loss ${names.join(' or ')}` })
+    }
+    const scaled = ['MultipleNegativesRanking', 'CoSENT', 'AnglE'] as const
+    const hint = (scaled as readonly string[]).includes(this.#loss) ? 'scale, which is 1 / temperature' : undefined
+    only('temperature', temperature, ['CachedGISTEmbed', 'DistillKLDiv'], hint)
+    only('scale', scale, scaled)
+    only('margin', margin, ['Triplet', 'CachedGISTEmbed'])
+    only('marginStrategy', marginStrategy, ['CachedGISTEmbed'])
+    only('symmetric', symmetric, ['MultipleNegativesRanking'])
   }
 
   async forward(graph: ObjectiveGraph): Promise<Value> {
@@ -197,64 +233,113 @@ class Embedding implements OpenTask<RelatedExample> {
 
   stepLoss(runs: readonly StepRun<RelatedExample>[]): { loss: number; feeds: Feeds[] } {
     const examples = runs.flatMap((run) => run.examples)
-    const cosines = new Cosines(runs.flatMap((run) => this.predict(run.outputs, run.examples)))
-    const loss = this.#lossOf(cosines, examples)
-    const gradients = cosines.gradients()
+    const rows = runs.flatMap((run) => this.predict(run.outputs, run.examples))
+    const width = rows[0][0].length
+    const { matryoshkaDims = [width] } = this.#options
+    const tooLong = matryoshkaDims.find((size) => size > width)
+    if (tooLong !== undefined) {
+      const what = 'larger than the vectors of the model'
+      throw new ConfigError({ where: 'taskOptions.matryoshkaDims', what, expected: `at most ${width}`, got: `${tooLong}` })
+    }
+    // These losses compare products, as sentence-transformers does; vectors that are cut always have the length 1.
+    const isProduct = LOSSES[this.#loss] === 'teacher' && this.#options.matryoshkaDims === undefined
+    let loss = 0
+    let gradients: Float64Array[][] | undefined
+    for (const size of matryoshkaDims) {
+      const vectors = new StepVectors(rows, size, !isProduct || this.#sentence.normalize)
+      loss += this.#lossOf(vectors, examples)
+      vectors.addGradients((gradients ??= vectors.zeros()))
+    }
     let from = 0
     const feeds = runs.map((run): Feeds => {
-      const ofRun = gradients.flatMap((group) => group.slice(from, from + run.examples.length))
+      const ofRun = gradients!.flatMap((group) => group.slice(from, from + run.examples.length))
       from += run.examples.length
-      return { [GRADIENT]: { type: 'float32', data: joinedUp(ofRun), dims: [ofRun.length, ofRun[0].length] } }
+      const data = joinedUp(ofRun.map((vector) => Float32Array.from(vector)))
+      return { [GRADIENT]: { type: 'float32', data, dims: [ofRun.length, width] } }
     })
     return { loss, feeds }
   }
 
-  #lossOf(cosines: Cosines, examples: readonly RelatedExample[]): number {
-    const { temperature = 0.05, margin = 0.2 } = this.#options
+  #lossOf(vectors: StepVectors, examples: readonly RelatedExample[]): number {
+    const { scale = 20, temperature, margin, marginStrategy, symmetric } = this.#options
+    const numbers = () => examples.map(({ score }) => score as number)
+    const lists = () => examples.map(({ score }) => [score!].flat())
     switch (this.#loss) {
-      case 'cosine':
-        return cosineLoss(cosines, scoresOf(examples))
-      case 'triplet':
-        return tripletLoss(cosines, margin)
-      case 'in-batch':
-        return inBatchLoss(cosines, temperature, sameTexts(examples))
+      case 'MultipleNegativesRanking':
+        return losses.multipleNegatives(vectors, scale, symmetric, sameTexts(examples))
+      case 'CachedGISTEmbed': {
+        const guide = new StepVectors(examples.map(({ texts }) => texts.map(({ text }, i) => this.#guide!(text!, i === 0))))
+        const isRelative = marginStrategy === 'relative'
+        return losses.guidedLoss(vectors, guide, { temperature: temperature ?? 0.01, margin: margin ?? 0, isRelative })
+      }
+      case 'CosineSimilarity':
+        return losses.cosineSimilarity(vectors, numbers())
+      case 'CoSENT':
+      case 'AnglE': {
+        const scores = examples[0].score === undefined ? undefined : numbers()
+        return losses.orderLoss(vectors, scores, scale, this.#loss === 'AnglE')
+      }
+      case 'Triplet':
+        return losses.tripletLoss(vectors, margin ?? 0.2)
+      case 'MarginMSE':
+        return losses.marginMse(vectors, lists())
+      case 'DistillKLDiv':
+        return losses.distillLoss(vectors, lists(), temperature ?? 1)
     }
   }
 
+  /** True if the metric is how well the scores of pairs are met, and not which document is found. */
+  #isScored(example: RelatedExample): boolean {
+    return LOSSES[this.#loss] === 'score' && example.score !== undefined
+  }
+
   metrics({ examples, predictions }: Evaluated<RelatedExample>): Record<string, number> {
-    if (this.#loss !== 'cosine') return meansOf(this.values({ examples, predictions }))
-    const cosines = new Cosines(predictions as readonly Float32Array[][])
-    const found = predictions.map((_, row) => cosines.of(row, 1, row))
-    return { spearman: spearman(found, scoresOf(examples)) }
+    if (!this.#isScored(examples[0])) return meansOf(this.values({ examples, predictions }))
+    const vectors = new StepVectors(predictions as readonly Float32Array[][])
+    const found = predictions.map((_, row) => vectors.product(0, row, 1, row))
+    return { spearman: spearman(found, examples.map(({ score }) => score as number)) }
   }
 
   values({ examples, predictions }: Omit<Evaluated<RelatedExample>, 'loss'>): Record<string, number[]> {
-    if (this.#loss === 'cosine') return {}
-    const cosines = new Cosines(predictions as readonly Float32Array[][])
-    const score = (query: number, candidate: number) => cosines.of(query, 1, candidate)
+    if (this.#isScored(examples[0])) return {}
+    const vectors = new StepVectors(predictions as readonly Float32Array[][])
+    const score = (query: number, candidate: number) => vectors.product(0, query, 1, candidate)
     return retrievalValues(predictions.length, score, RECALLS, sameTexts(examples))
   }
 
   checkEvaluation({ texts, score }: RelatedExample): void {
     const refuse = (what: string, expected: string, got: string) =>
       new DataError({ where: 'data', what, expected, got })
+    const [loss, negatives] = [this.#loss, texts.length - 2]
     if (texts.length !== this.rowsOfExample) {
-      throw refuse('some records have a negative, others have none', `${this.rowsOfExample} texts`, `${texts.length}`)
+      const few = texts.length === 2 || this.rowsOfExample === 2
+      const what = few ? 'some records have a negative, others have none' : 'records have different numbers of negatives'
+      throw refuse(what, `${this.rowsOfExample} texts`, `${texts.length}`)
     }
-    if (this.#loss === 'cosine' && score === undefined) {
-      throw refuse('a record has no score, which the loss cosine needs', 'a score', 'none')
+    const isNumber = typeof score === 'number'
+    if (loss === 'CosineSimilarity' && isNumber && Math.abs(score) > 1) {
+      throw refuse('score is no number between −1 and 1', 'a cosine', String(score))
     }
-    if (this.#loss !== 'cosine' && score !== undefined && this.#options.loss === undefined) {
+    const needs = LOSSES[loss]
+    if (needs === 'score' && !isNumber && !(loss === 'AnglE' && score === undefined && negatives > 0)) {
+      throw refuse(`a record has no score, which the loss ${loss} needs`, 'a score', score === undefined ? 'none' : 'a list')
+    }
+    if (needs === 'texts' && score !== undefined && this.#options.loss === undefined) {
       throw refuse('some records have a score, others have none', 'no score', String(score))
     }
-    if (this.#loss === 'triplet' && texts.length < 3) {
-      throw new ConfigError({ where: 'taskOptions.loss', what: 'triplet needs a "negative" in each record' })
+    if (loss === 'Triplet' && negatives !== 1) {
+      throw new ConfigError({ where: 'taskOptions.loss', what: 'Triplet needs one "negative" in each record' })
     }
+    if (needs !== 'teacher') return
+    const count = score === undefined ? 0 : [score].flat().length
+    const counts = loss === 'MarginMSE' ? [negatives, negatives + 1] : [negatives + 1]
+    if (negatives > 0 && counts.includes(count)) return
+    throw refuse(
+      `a record has not the scores that the loss ${loss} needs`,
+      `negatives, and "scores": ${loss === 'MarginMSE' ? 'a margin for each negative, or ' : ''}a score for each document`,
+      `${negatives} negatives, ${count} scores`,
+    )
   }
-}
-
-function scoresOf(examples: readonly RelatedExample[]): number[] {
-  return examples.map(({ score }) => score!)
 }
 
 /**
@@ -267,136 +352,11 @@ export function sameTexts(examples: readonly RelatedExample[]): (text: number, c
   const partners = examples.map(({ texts: [, second] }) => key(second))
   const candidates = [
     ...partners,
-    ...examples.flatMap(({ texts: [, , third] }) => (third === undefined ? [] : [key(third)])),
+    ...examples[0].texts.slice(2).flatMap((_, column) => examples.map(({ texts }) => key(texts[column + 2]))),
   ]
   const right = new Map(texts.map((text) => [text, new Set([text])]))
   for (const [i, text] of texts.entries()) right.get(text)!.add(partners[i])
   const first = new Map([...candidates.entries()].reverse().map(([i, candidate]) => [candidate, i]))
   return (text, candidate) =>
     first.get(candidates[candidate]) !== candidate || right.get(texts[text])!.has(candidates[candidate])
-}
-
-interface Vector {
-  /** The vector, scaled to length 1. */
-  readonly direction: Float64Array
-  readonly norm: number
-  /** The derivative of the loss by `direction`. */
-  gradient?: Float64Array
-}
-
-/**
- * Cosines between texts and the other texts of a step, and the gradients of a loss over them for each vector. They are
- * computed outside the graph because they compare vectors of different runs (GradCache: Gao et al. 2021, arXiv
- * 2101.06983).
- */
-export class Cosines {
-  readonly count: number
-  readonly #groups: readonly (readonly Vector[])[]
-
-  /** `rows`: for each example the vectors (k) of its text, its partner and perhaps its negative. */
-  constructor(rows: readonly (readonly Float32Array[])[]) {
-    this.count = rows.length
-    this.#groups = rows[0].map((_, group) => rows.map((vectors) => directed(vectors[group])))
-  }
-
-  /** How many candidates each text has in an example: 1 for a partner alone, 2 for a partner and a negative. */
-  get groups(): number {
-    return this.#groups.length - 1
-  }
-
-  /** Returns the cosine between text i and the partner (group 1) or the negative (group 2) of example j. */
-  of(i: number, group: number, j: number): number {
-    const [a, b] = [this.#groups[0][i].direction, this.#groups[group][j].direction]
-    let sum = 0
-    for (let k = 0; k < a.length; k++) sum += a[k] * b[k]
-    return sum
-  }
-
-  /** Adds to the gradients what a cosine contributes. `slope` is the derivative of the loss by this cosine. */
-  add(i: number, group: number, j: number, slope: number): void {
-    const [a, b] = [this.#groups[0][i], this.#groups[group][j]]
-    a.gradient ??= new Float64Array(a.direction.length)
-    b.gradient ??= new Float64Array(b.direction.length)
-    for (let k = 0; k < a.direction.length; k++) {
-      a.gradient[k] += slope * b.direction[k]
-      b.gradient[k] += slope * a.direction[k]
-    }
-  }
-
-  /** Returns the gradients for the unscaled vectors v of each group: (g − (g·u)·u) / ‖v‖ with u = v / ‖v‖. */
-  gradients(): Float32Array[][] {
-    return this.#groups.map((vectors) =>
-      vectors.map(({ direction, norm, gradient = new Float64Array(direction.length) }) => {
-        const along = gradient.reduce((sum, value, k) => sum + value * direction[k], 0)
-        return Float32Array.from(gradient, (value, k) => (value - along * direction[k]) / norm)
-      }),
-    )
-  }
-}
-
-function directed(vector: Float32Array): Vector {
-  let sum = 0
-  for (const value of vector) sum += value * value
-  const norm = Math.max(Math.sqrt(sum), 1e-12)
-  return { direction: Float64Array.from(vector, (value) => value / norm), norm }
-}
-
-/**
- * Makes each text find its partner among the partners of all examples and the negatives: cross-entropy of cos /
- * temperature, as MultipleNegativesRankingLoss of sentence-transformers (scale = 1 / temperature).
- *
- * @param isSame whether a candidate is a copy of a right or an earlier one, and so does not count as a negative
- */
-export function inBatchLoss(
-  cosines: Cosines,
-  temperature: number,
-  isSame: (text: number, candidate: number) => boolean = () => false,
-): number {
-  const { count } = cosines
-  let loss = 0
-  for (let i = 0; i < count; i++) {
-    const logits = Array.from({ length: cosines.groups }, (_, g) =>
-      Float64Array.from({ length: count }, (_, j) => {
-        const isLeftOut = (g > 0 || j !== i) && isSame(i, g * count + j)
-        return isLeftOut ? Number.NEGATIVE_INFINITY : cosines.of(i, g + 1, j) / temperature
-      }),
-    )
-    const most = Math.max(...logits.map((list) => list.reduce((a, b) => Math.max(a, b))))
-    const sum = logits.reduce((total, list) => total + list.reduce((a, logit) => a + Math.exp(logit - most), 0), 0)
-    loss += (most + Math.log(sum) - logits[0][i]) / count
-    for (const [g, list] of logits.entries()) {
-      for (let j = 0; j < count; j++) {
-        const probability = Math.exp(list[j] - most) / sum
-        const slope = (probability - (g === 0 && i === j ? 1 : 0)) / (count * temperature)
-        if (slope !== 0) cosines.add(i, g + 1, j, slope)
-      }
-    }
-  }
-  return loss
-}
-
-/** CosineSimilarityLoss of sentence-transformers: the mean of (cos − score)² over the pairs. */
-function cosineLoss(cosines: Cosines, scores: readonly number[]): number {
-  const { count } = cosines
-  let loss = 0
-  for (let i = 0; i < count; i++) {
-    const difference = cosines.of(i, 1, i) - scores[i]
-    loss += (difference * difference) / count
-    cosines.add(i, 1, i, (2 * difference) / count)
-  }
-  return loss
-}
-
-/** TripletLoss of sentence-transformers: the mean of max(0, cos(text, negative) − cos(text, partner) + margin). */
-function tripletLoss(cosines: Cosines, margin: number): number {
-  const { count } = cosines
-  let loss = 0
-  for (let i = 0; i < count; i++) {
-    const excess = cosines.of(i, 2, i) - cosines.of(i, 1, i) + margin
-    if (excess <= 0) continue
-    loss += excess / count
-    cosines.add(i, 2, i, 1 / count)
-    cosines.add(i, 1, i, -1 / count)
-  }
-  return loss
 }

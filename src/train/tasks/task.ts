@@ -3,6 +3,7 @@
 import type { OptionTable } from '../../core/base/options.js'
 import type { DecodeImage, ImageSource } from '../../model/images/image.js'
 import type { Model, TextModel } from '../../model/model-folder.js'
+import type { Prompts } from '../../model/sentence-modules.js'
 import type { MessageOfParts } from '../../model/text/chat.js'
 import type { ChatTemplate } from '../../model/text/template.js'
 import type { Feeds, RuntimeTensor } from '../../onnx/runtime/runtime.js'
@@ -24,6 +25,8 @@ export interface EncodeContext {
   readonly decodeImage?: DecodeImage | undefined
   /** Reads pictures beside texts; undefined for a model without a vision encoder. */
   readonly pictures?: PictureEncoder | undefined
+  /** The settings of the task. */
+  readonly taskOptions?: Readonly<Record<string, unknown>> | undefined
   /** True if rows that a provider's model wrote may be read. */
   readonly termsRead?: boolean | undefined
 }
@@ -146,10 +149,19 @@ export interface StepRun<Example> {
   readonly examples: readonly Example[]
 }
 
+/** The vector that a guide has for a text. */
+export type GuideVectors = (text: string, isQuery: boolean) => Float32Array
+
 /** A task for one model and one set of examples. */
 export interface OpenTask<Example = unknown> extends Objective {
   /** The head, if the task trains one besides the adapter. */
   readonly head?: TrainedHead
+  /** What was put before the texts, if the options say so: adapters keep it. */
+  readonly prompts?: Prompts | undefined
+  /** If another model guides the loss: the texts of an example, a query first, and what takes their vectors. */
+  readonly guided?:
+    | { texts(example: Example): readonly string[]; take(vectors: GuideVectors): void }
+    | undefined
   /** Names of the logits, in order. */
   readonly labels?: readonly string[]
   /** The kind of labels, in transformers' words. */

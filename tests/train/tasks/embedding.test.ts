@@ -12,8 +12,11 @@ import {
 } from '../../../src/api/node.js'
 import { readSentenceModules } from '../../../src/model/sentence-modules.js'
 import { ModelSession } from '../../../src/run/model-session.js'
-import { Cosines, embedding, inBatchLoss, sameTexts } from '../../../src/train/tasks/embedding.js'
+import { embedding, type RelatedExample, sameTexts } from '../../../src/train/tasks/embedding.js'
 import { meansOf, pearson, retrievalValues, spearman } from '../../../src/train/tasks/metrics.js'
+import { multipleNegatives } from '../../../src/train/tasks/vectors/losses.js'
+import { parseRelatedTexts } from '../../../src/train/tasks/vectors/related-texts.js'
+import { StepVectors } from '../../../src/train/tasks/vectors/step-vectors.js'
 import { train as trainAdapter } from '../../../src/train/train.js'
 import { maxDifference, openModel } from '../../run/models.js'
 import { checkEmbeddingRun, type GoldenEmbedding, lossCases, lossExamples } from './golden-embedding.js'
@@ -95,24 +98,24 @@ describe('training', () => {
     const controller = new AbortController()
     const on = { step: ({ step }: { step: number }) => void (step === 5 && controller.abort()) }
     await train(broken, { signal: controller.signal, on })
-    await expect(train(broken, { resume: true, taskOptions: { temperature: 0.1 } })).rejects.toThrow(/temperature/)
+    await expect(train(broken, { resume: true, taskOptions: { scale: 10 } })).rejects.toThrow(/scale/)
     await train(broken, { resume: true })
     expect(broken.files.get('adapter_model.safetensors')).toEqual(whole.files.get('adapter_model.safetensors'))
   })
 
   it.each(['cls', 'lasttoken'])('trains vectors pooled by %s, behind the prompt', async (pooling) => {
-    const own = { ...model, sentence: { ...model.sentence, pooling, prompt: 'the king: ' } }
+    const own = { ...model, sentence: { ...model.sentence, pooling, prompts: { query: 'the king: ', document: 'a ' } } }
     const { report, adapter } = await train(undefined, { model: own })
     expect(report.trainLoss.at(-1)).toBeLessThan(report.trainLoss[0] * 0.75)
     const session = await ModelSession.open(own, { adapters: { own: adapter } })
     const [a, b] = await Promise.all([
       session.embed(
         rows.map(({ anchor }) => anchor),
-        { adapter: 'own' },
+        { adapter: 'own', inputType: 'query' },
       ),
       session.embed(
         rows.map(({ positive }) => positive),
-        { adapter: 'own' },
+        { adapter: 'own', inputType: 'document' },
       ),
     ])
     const cosine = (x: Float32Array, y: Float32Array) => x.reduce((sum, value, i) => sum + value * y[i], 0)
@@ -129,8 +132,17 @@ describe('training', () => {
 
   it.each<[what: string, options: object, error: new (...args: never[]) => Error, message: RegExp]>([
     ['an unknown option', { taskOptions: { temprature: 1 } }, ConfigError, /temprature.*Did you mean temperature/],
-    ['a wrong option', { taskOptions: { loss: 'mse' } }, ConfigError, /loss.*in-batch, cosine, triplet/],
-    ['triplets without negatives', { taskOptions: { loss: 'triplet' } }, ConfigError, /triplet needs a "negative"/],
+    ['an old name', { taskOptions: { loss: 'in-batch' } }, ConfigError, /in-batch is MultipleNegativesRanking/],
+    ['a temperature', { taskOptions: { temperature: 1 } }, ConfigError, /expected scale, which is 1 \/ temperature/],
+    ['long vectors', { taskOptions: { matryoshkaDims: [17] } }, ConfigError, /at most 16, got 17/],
+    [
+      'a copy as negative',
+      { data: [{ query: 'a', passage: 'b', negatives: ['c', 'b'] }] },
+      DataError,
+      /data\[0\].*a negative equals the right text/,
+    ],
+    ['a wrong option', { taskOptions: { loss: 'mse' } }, ConfigError, /loss.*MultipleNegativesRanking/],
+    ['triplets without negatives', { taskOptions: { loss: 'Triplet' } }, ConfigError, /Triplet needs one "negative"/],
     ['rows without a partner', { data: [{ text: 'a' }] }, DataError, /no pair of texts.*got "text" \(string\)/],
     ['an empty text', { data: [{ text: 'a', textPair: ' ' }] }, DataError, /textPair is no text, or an empty one/],
     ['a score of 3', { data: [{ text: 'a', textPair: 'b', score: 3 }] }, DataError, /between −1 and 1/],
@@ -248,7 +260,7 @@ describe('session.embed', () => {
       'sentence_bert_config.json': json({ max_seq_length: 128 }),
     }
     const read = await readSentenceModules(new MemoryDirectory(files))
-    const rest = { others: [], includesPrompt: true, prompt: '', lowersCase: false }
+    const rest = { others: [], includesPrompt: true, prompt: '', prompts: {}, lowersCase: false }
     expect(read).toEqual({ pooling: 'cls', normalize: true, layers: [undefined], maxLength: 128, ...rest })
     const newer = new MemoryDirectory({ '1_Pooling/config.json': json({ pooling_mode: 'mean' }) })
     expect((await readSentenceModules(newer)).pooling).toBe('mean')
@@ -263,21 +275,80 @@ describe('session.embed', () => {
         default_prompt_name: 'query',
       }),
     })
-    expect(await readSentenceModules(sixth)).toMatchObject({ maxLength: 64, prompt: 'query: ', pooling: 'cls' })
+    expect(await readSentenceModules(sixth)).toMatchObject({ maxLength: 64, prompt: 'query: ', pooling: 'cls', prompts: { query: 'query: ', document: '' } })
     const two = json({ pooling_mode_cls_token: true, pooling_mode_mean_tokens: true })
     expect((await readSentenceModules(new MemoryDirectory({ '1_Pooling/config.json': two }))).pooling).toBe('cls+mean')
   })
 })
 
+const fixed = JSON.parse(readFileSync(`${folder}/losses.json`, 'utf8'))
+const { versions: _fixedVersions, vectors: fixedVectors, guide: fixedGuide, ...fixedLosses } = fixed
+describe('the losses of sentence-transformers over fixed vectors', () => {
+  it.each(Object.keys(fixedLosses))('%s: value and gradients', (name) => {
+    const { options, groups, labels, loss: wanted, gradients } = fixedLosses[name]
+    const count = fixedVectors[0].length
+    const examples = Array.from({ length: count }, (_, i): RelatedExample => {
+      const texts = Array.from({ length: groups }, (_, group) => {
+        const inputIds = Int32Array.of(group, i)
+        return { inputIds, tokenTypeIds: inputIds, text: `${group} ${i}` }
+      })
+      return { texts, score: labels?.[i] }
+    })
+    const open = embedding.open(model, examples, options)
+    open.guided?.take((text) => {
+      const [group, i] = text.split(' ').map(Number)
+      return Float32Array.from(fixedGuide[group][i])
+    })
+    // The runs of a step, each with its texts group by group, as the graph has them.
+    const parts = [examples.slice(0, 1), examples.slice(1)]
+    const runs = parts.map((part) => {
+      const rows = Array.from({ length: groups }, (_, group) => part.map((e) => fixedVectors[group][examples.indexOf(e)]))
+      const data = Float32Array.from(rows.flat(2))
+      return { examples: part, outputs: { vectors: { type: 'float32', data, dims: [groups * part.length, 7] } as const } }
+    })
+    const { loss, feeds } = open.stepLoss!(runs)
+    expect(Math.abs(loss - wanted)).toBeLessThan(1e-5)
+    const found = feeds.map((feed) => Object.values(feed)[0].data as Float32Array)
+    parts.forEach((part, run) => {
+      const own = gradients.flatMap((rows: number[][]) => part.map((example) => rows[examples.indexOf(example)])).flat()
+      expect(maxDifference(found[run], own)).toBeLessThan(1e-5)
+    })
+  })
+})
+
+it('reads queries with lists of negatives, labels and scores', () => {
+  const read = (row: object) => parseRelatedTexts(row, 'data.jsonl, line 1')
+  const pair = { groups: [['q', 'p']], score: undefined, isSymmetric: false }
+  expect(read({ query: 'q', passage: 'p' })).toEqual(pair)
+  expect(read({ question: 'q', answer: 'p' })).toEqual(pair)
+  expect(read({ sentence1: 'q', sentence2: 'p', score: 0.5 })).toEqual({ ...pair, score: 0.5, isSymmetric: true })
+  const many = { anchor: 'q', positive: 'p', negative_10: 'c', negative_2: 'b', negatives: null, negative: 'a' }
+  expect(read(many).groups).toEqual([['q', 'p', 'a', 'b', 'c']])
+  const labeled = read({ query: 'q', passage: ['a', 'p', 'b', 'r'], labels: [0, 1, 0, 2] })
+  expect(labeled).toEqual({ ...pair, groups: ['p', 'r'].map((right) => ['q', right, 'a', 'b']) })
+  expect(read({ query: 'q', positive: 'p', negatives: ['a'], scores: [3, 1] }).score).toEqual([3, 1])
+  expect(() => read({ query: 'q', passage: ['a'], labels: [0] })).toThrow(/line 1.*no text of passage has a label above 0/)
+  expect(() => read({ query: 'q', passage: ['a'], labels: [1, 0] })).toThrow(/1 texts in passage have 2 labels/)
+  expect(() => read({ query: 'q', passage: 'a', negatives: ['b', ' '] })).toThrow(/negatives is no text, or an empty one/)
+  expect(() => read({ query: 'q', passage: 'a', score: 'x' })).toThrow(/score is no number/)
+})
+
+it('masks by a guide, by default the base', async () => {
+  const data = ['sea', 'sun', 'ship', 'whale'].map((word) => ({ query: `the ${word} was`, passage: `she saw ${word}` }))
+  const taskOptions = { loss: 'CachedGISTEmbed', temperature: 0.05 }
+  const { report } = await trainAdapter({ model, task: 'embedding', data, taskOptions, epochs: 20, threads: 1 })
+  expect(report.trainLoss.at(-1)).toBeLessThan(report.trainLoss[0])
+})
+
 it('takes no second copy of a partner for a negative', () => {
   const [text, near] = [Float32Array.of(1, 0), Float32Array.of(1, 0.1)]
-  const cosines = new Cosines([
+  const vectors = new StepVectors([
     [text, text],
     [near, text],
   ])
   const isSame = () => true
-  expect(inBatchLoss(cosines, 0.05, isSame)).toBe(0)
-  expect(inBatchLoss(cosines, 0.05)).toBeCloseTo(Math.log(2), 6)
+  expect(multipleNegatives(vectors, 20, false, isSame)).toBe(0)
+  expect(multipleNegatives(vectors, 20)).toBeCloseTo(Math.log(2), 6)
 })
 
 it('takes equal texts for one document, in the measures and in the loss', () => {
@@ -300,11 +371,11 @@ it('takes equal texts for one document, in the measures and in the loss', () => 
   const score = (query: number, candidate: number) => scores[query][candidate]
   expect(retrievalValues(5, score, [1], isSame)).toEqual({ 'recall@1': [1, 1, 1, 1, 0], mrr: [1, 1, 1, 1, 1 / 2] })
   const same = Float32Array.of(1, 0)
-  const cosines = new Cosines(texts.map(() => [same, same]))
+  const vectors = new StepVectors(texts.map(() => [same, same]))
   // All cosines are equal, so the loss is ln(documents that are right or wrong once).
   const documents = [4, 4, 3, 3, 4]
   const expected = documents.reduce((sum, count) => sum + Math.log(count), 0) / 5
-  expect(inBatchLoss(cosines, 0.05, isSame)).toBeCloseTo(expected, 6)
+  expect(multipleNegatives(vectors, 20, false, isSame)).toBeCloseTo(expected, 6)
 })
 
 it('counts places as they are', () => {

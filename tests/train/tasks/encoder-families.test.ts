@@ -172,7 +172,7 @@ describe.each(some(Object.entries(FAMILIES), 2))('%s', (name, [query, prefix]) =
       const pairs = rows.map(({ text, textPair }) => ({ text, textPair }))
       const examples = await encode<RelatedExample>(embedding, pairs, maxLength)
       const parts = [[0, 1, 2, 3]]
-      const run = { folder: `${folder}/vectors`, golden, name: 'in-batch', options: { temperature }, parts }
+      const run = { folder: `${folder}/vectors`, golden, name: 'in-batch', options: { scale: 1 / temperature }, parts }
       await checkEmbeddingRun(model, examples, run)
     })
 

@@ -38,17 +38,22 @@ export interface GoldenEmbedding extends GoldenLosses {
 /** A loss in golden.json: the fields of rows that it takes, and its options. */
 export function lossCases({ temperature, margin }: GoldenLosses) {
   const cases: Record<string, { fields: (keyof GoldenLosses['rows'][number])[]; options: EmbeddingOptions }> = {
-    'in-batch': { fields: ['text', 'textPair'], options: { temperature } },
-    'in-batch-negatives': { fields: ['text', 'textPair', 'negative'], options: { loss: 'in-batch', temperature } },
+    'in-batch': { fields: ['text', 'textPair'], options: { scale: 1 / temperature } },
+    'in-batch-negatives': {
+      fields: ['text', 'textPair', 'negative'],
+      options: { loss: 'MultipleNegativesRanking', scale: 1 / temperature },
+    },
     cosine: { fields: ['text', 'textPair', 'score'], options: {} },
-    triplet: { fields: ['text', 'textPair', 'negative'], options: { loss: 'triplet', margin } },
+    triplet: { fields: ['text', 'textPair', 'negative'], options: { loss: 'Triplet', margin } },
   }
   return cases
 }
 
 export async function lossExamples(model: Model, golden: GoldenLosses, name: string, maxLength = 16) {
   const { fields } = lossCases(golden)[name]
-  const rows = golden.rows.map((row) => Object.fromEntries(fields.map((field) => [field, row[field]])))
+  // The texts of these all have the default prompt, as texts without a direction do.
+  const names: Record<string, string> = { text: 'sentence1', textPair: 'sentence2' }
+  const rows = golden.rows.map((row) => Object.fromEntries(fields.map((field) => [names[field] ?? field, row[field]])))
   const options = { task: embedding as unknown as Task, model, maxLength, name: 'data' }
   const { kept } = await encodeRows(readRows(rows), options)
   return [...kept.examples] as RelatedExample[]

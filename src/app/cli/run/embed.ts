@@ -23,15 +23,15 @@ export const embed = defineCommand({
     text: repeated('TEXT', 'text to embed'),
     ...ROW_OPTIONS,
     raw: toggle('do not scale vectors to length 1'),
-    ...flags('EmbedOptions', 'pooling', 'dimensions', 'maxLength'),
+    ...flags('EmbedOptions', 'inputType', 'prompt', 'pooling', 'dimensions', 'maxLength'),
     ...OUTPUT_OPTIONS,
   },
   async run(values) {
-    const { text: texts, raw, pooling, dimensions, maxLength, json, data, ...where } = values
+    const { text: texts, raw, inputType, prompt, pooling, dimensions, maxLength, json, data, ...where } = values
     checkRowOptions(values, texts.length)
     if (texts.length === 0 && data === undefined) throw new UsageError('--text TEXT is missing, or --data FILE')
     return withSession(where, async (session, signal) => {
-      const settings = { normalize: !raw, pooling, dimensions, maxLength, signal }
+      const settings = { normalize: !raw, inputType, prompt, pooling, dimensions, maxLength, signal }
       if (data !== undefined) {
         return runRows(values, async (rows) => {
           const texts = rows.map((row) => row.text)

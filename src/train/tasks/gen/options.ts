@@ -1,7 +1,7 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import { type OptionTable, ranged, oneOf, anyOf } from '../../../core/base/options.js'
-import { CLASS_WEIGHTS, TAG_NAMES } from '../task-values.js'
+import { type OptionTable, ranged, oneOf, BOOLEAN, STRING, anyOf } from '../../../core/base/options.js'
+import { LOSS_NAME, DIMENSIONS, CLASS_WEIGHTS, TAG_NAMES } from '../task-values.js'
 
 export const DPO_OPTIONS: OptionTable = {
   beta: ranged('a finite number above 0'),
@@ -9,9 +9,15 @@ export const DPO_OPTIONS: OptionTable = {
 }
 
 export const EMBEDDING_OPTIONS: OptionTable = {
-  loss: oneOf('in-batch', 'cosine', 'triplet'),
+  loss: LOSS_NAME,
+  scale: ranged('a finite number above 0'),
   temperature: ranged('a finite number above 0'),
-  margin: ranged('a finite number above 0'),
+  margin: ranged('a finite number of at least 0'),
+  marginStrategy: oneOf('absolute', 'relative'),
+  symmetric: BOOLEAN,
+  matryoshkaDims: DIMENSIONS,
+  queryPrompt: STRING,
+  documentPrompt: STRING,
 }
 
 export const KTO_OPTIONS: OptionTable = {
