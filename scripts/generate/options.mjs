@@ -88,7 +88,7 @@ const TABLES = {
 /** Interfaces whose members are options of the command line. */
 const FLAGS = [
   ...['CheckDataOptions', 'ClassifyOptions', 'CombineOptions', 'ConvertAdapterOptions', 'EmbedOptions'],
-  ...['EvaluateOptions', 'ExtractOptions'],
+  ...['EmbeddingOptions', 'EvaluateOptions', 'ExtractOptions'],
   ...[
     'GenerateOptions',
     'HandlerOptions',
@@ -120,6 +120,7 @@ const KINDS = {
   'EmbeddingOptions.queryPrompt': ['STRING', BASE, 'text'],
   'EmbeddingOptions.documentPrompt': ['STRING', BASE, 'text'],
   'EmbedOptions.prompt': ['STRING', BASE, 'text'],
+  'EvaluateOptions.at': ['DIMENSIONS', 'src/train/tasks/task-values.ts', 'tokens'],
   'EvaluateOptions.adapters': ['NAMED_ADAPTERS', 'src/model/source-values.ts'],
   'StreamOptions.logitBias': ['LOGIT_BIAS', 'src/run/media-values.ts'],
   'StreamOptions.stopTokenIds': ['TOKEN_IDS', 'src/run/media-values.ts'],

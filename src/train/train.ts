@@ -15,7 +15,6 @@ import { attempt, ConfigError, counted, DataError, listed, UnsupportedError } fr
 import { checkOptions as checkTable } from '../core/base/options.js'
 import { readRows } from '../files/data/read-rows.js'
 import { isByteSource, isDirectory, planSplit, type Row } from '../files/data/row.js'
-import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import { otherWeights } from '../model/base-record.js'
 import { chooseCopies, gigabytes, type MemoryLimit, memoryWarning, trainingMemory } from '../model/memory.js'
@@ -23,7 +22,6 @@ import type { Model } from '../model/model-folder.js'
 import { placedModel, placeFactors } from '../model/place/place.js'
 import type { ExampleFile } from '../model/text/example-store.js'
 import { readGraph } from '../onnx/view/graph.js'
-import { ModelSession } from '../run/model-session.js'
 import { type RunSources, runRecord } from './about-run.js'
 import { checkOptions, checkParts } from './check-options.js'
 import { copiesOf } from './engine/sessions.js'
@@ -42,7 +40,8 @@ import type { CardSources } from './saved/model-card.js'
 import { placeOf, withRunPlace } from './saved/run-place.js'
 import { resolveSettings, type TrainSettings, withDefaultRate } from './settings.js'
 import type { PictureEncoder } from './tasks/pictures/encoder.js'
-import type { Encoded, Examples, OpenTask, Task } from './tasks/task.js'
+import { withPrompts } from './tasks/prompts.js'
+import type { Encoded, Examples, Task } from './tasks/task.js'
 import { taskOfRow } from './tasks/task-of-row.js'
 import { loadTask, type TaskName, tasksFor } from './tasks/tasks.js'
 import { type RunPage, runLessons } from './training-loop.js'
@@ -147,17 +146,6 @@ async function checkJob(given: TrainInput, { pictures, checkOperators }: RunCont
   return { options, settings, config, targets, data, task, place }
 }
 
-/** An adapter that is trained further keeps the prompts of its texts. */
-export function withPrompts(
-  { options = {} }: Pick<Task, 'options'>,
-  given: TrainInput['taskOptions'],
-  adapter: Pick<LoraAdapter, 'prompts'> | undefined,
-): TrainInput['taskOptions'] {
-  const { query, document } = adapter?.prompts ?? {}
-  const kept = { ...(query !== undefined && { queryPrompt: query }), ...(document !== undefined && { documentPrompt: document }) }
-  return 'queryPrompt' in options && Object.keys(kept).length > 0 ? { ...kept, ...given } : given
-}
-
 /** Layers for a new adapter; undefined for one that is there. Gradients reach them. */
 export async function checkLayers(options: TrainInput, config: LoraConfig): Promise<Targets | undefined> {
   const { model, adapter, modules } = options
@@ -222,38 +210,16 @@ async function openExamples({ options, settings, task }: Job, { encoded, evaluat
   if (open.checkEvaluation !== undefined) {
     for (const example of evaluation.examples) open.checkEvaluation(example)
   }
-  if (open.guided !== undefined) await guide(open.guided, options, [examples, evaluation.examples])
+  if (open.guided !== undefined) {
+    const { embedForGuide } = await import('./tasks/vectors/guide.js')
+    await embedForGuide(open.guided, options, [examples, evaluation.examples])
+  }
   const costs = costsOf(open, examples)
   const longest = longestOf(costs)
   return {
     ...{ open, examples, costs, longest },
     evalExamples: evaluation.rows === 0 ? undefined : evaluation.examples,
     evalLongest: Math.max(longest, longestOf(costsOf(open, evaluation.examples))),
-  }
-}
-
-/** Embeds all texts by the teacher, or by the base as it is. */
-async function guide(
-  { texts, take }: NonNullable<OpenTask['guided']>,
-  { model, teacher = model, device, threads, signal }: TrainInput,
-  sets: readonly Examples<unknown>[],
-): Promise<void> {
-  if ('url' in teacher) throw new ConfigError({ where: 'teacher', what: 'a guide is a model on this machine, not a server' })
-  const kinds = [new Set<string>(), new Set<string>()] as const
-  for (const examples of sets) {
-    for (const example of examples) for (const [i, text] of texts(example).entries()) kinds[Math.min(i, 1)].add(text)
-  }
-  const session = await ModelSession.open(teacher, { device, threads })
-  try {
-    const found: Map<string, Float32Array>[] = []
-    for (const [i, kind] of kinds.entries()) {
-      const list = [...kind]
-      const vectors = await session.embed(list, { inputType: i === 0 ? 'query' : 'document', batchSize: 32, signal })
-      found.push(new Map(list.map((text, at) => [text, vectors[at]])))
-    }
-    take((text, isQuery) => found[isQuery ? 0 : 1].get(text)!)
-  } finally {
-    await session.dispose()
   }
 }
 

@@ -2,6 +2,7 @@
 
 import { type OptionTable, anyOf, FUNCTION, needed, ranged, BOOLEAN, NAME, eventsOf, SIGNAL, OBJECT, listOf, oneOf } from '../../core/base/options.js'
 import { SOURCE, ADAPTER, MODEL, NAMED_ADAPTERS, DATA, TARGET, ADAPTERS, ADAPTER_LIST, TOKEN } from '../../model/source-values.js'
+import { DIMENSIONS } from '../../train/tasks/task-values.js'
 
 export const TO_PLAIN_OPTIONS: OptionTable = {
   base: anyOf(SOURCE, FUNCTION),
@@ -12,11 +13,13 @@ export const EVALUATE_OPTIONS: OptionTable = {
   model: needed(anyOf(MODEL, SOURCE)),
   adapters: NAMED_ADAPTERS,
   data: needed(DATA),
+  corpus: DATA,
   batchSize: ranged('an integer of at least 1'),
   generate: BOOLEAN,
   judge: NAME,
   judgeModel: NAME,
   judgeKey: NAME,
+  at: DIMENSIONS,
   against: NAME,
   maxNewTokens: ranged('an integer of at least 1'),
   resamples: ranged('an integer of at least 1'),

@@ -115,9 +115,7 @@ const FORMS: Readonly<Record<keyof Forms, (about: string) => Option<unknown>>> =
   settings: (about) =>
     single('a=b,…|JSON', about, (occurrence) => {
       if (occurrence.value.trimStart().startsWith('{')) return objectIn(occurrence)
-      return Object.fromEntries(
-        pairsIn(occurrence, 'scale=30').map(([name, value]) => [name, literalOf(value)]),
-      )
+      return Object.fromEntries(pairsIn(occurrence, 'scale=30').map(([name, value]) => [name, literalOf(value)]))
     }),
 }
 

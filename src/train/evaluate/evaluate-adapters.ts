@@ -22,6 +22,7 @@ import { longestOf } from '../record-lessons.js'
 import { batchOf, planEvaluation } from '../rows/batches.js'
 import { encodeContext, encodeRow, withPictures } from '../rows/examples.js'
 import { resolveSettings } from '../settings.js'
+import { withPrompts } from '../tasks/prompts.js'
 import type { EncodeContext, OpenTask, Question, Task } from '../tasks/task.js'
 import { defaultTask } from '../tasks/task-of-row.js'
 import { loadTask, taskOfType } from '../tasks/tasks.js'
@@ -61,6 +62,11 @@ export interface EvaluateSettings
   readonly judgeModel?: string | undefined
   /** Key for the judge's server, if it wants one. */
   readonly judgeKey?: string | undefined
+  /**
+   * With `corpus`: the numbers of first results for which recall, precision, MRR, MAP and nDCG are computed.
+   * @default 1,10
+   */
+  readonly at?: readonly number[] | undefined
   /** The name of the adapter that all other models are compared with. Default: the base. */
   readonly against?: string | undefined
   /**
@@ -119,7 +125,10 @@ export interface DifferingRecord {
   readonly record: string
   /** The loss of each model, or the metric that is named, in the order of the models. */
   readonly values: readonly number[]
-  /** The wanted answer. `answers` are the answers of the models. Both are undefined without `generate`. */
+  /**
+   * The wanted answer. `answers` are the answers of the models. Both are undefined without `generate`. With a corpus:
+   * the relevant documents, and the first results of each model, the relevant ones with a check mark.
+   */
   readonly wanted?: string
   readonly answers?: readonly string[]
 }
@@ -130,6 +139,8 @@ export interface EvaluateReport {
   readonly records: number
   /** Tokens of all examples. A picture counts with all tokens that the model makes of it. */
   readonly tokens: number
+  /** How many documents the corpus has, if questions were asked of one. */
+  readonly documents?: number
   /** Metrics that are better when they are lower. */
   readonly lowerIsBetter: readonly string[]
   /** The models, the base first. The base is missing if it has no head for the task's labels. */
@@ -177,13 +188,14 @@ async function evaluateOpened(
   // Chats get the template that the adapters were trained with, as in sessions.
   const recorded = new Set(Object.values(adapters).flatMap(({ chatTemplate }) => chatTemplate ?? []))
   const chatTemplate = asked.chatTemplate ?? (recorded.size === 1 ? [...recorded][0] : undefined)
-  const options = { ...asked, chatTemplate, ...(judging !== undefined && { generate: true }) }
-  const { resamples = 1000, seed = 42, differing = 10, on = { warning: console.warn } } = options
+  const wanted = { ...asked, chatTemplate, ...(judging !== undefined && { generate: true }) }
+  const { resamples = 1000, seed = 42, differing = 10, on = { warning: console.warn } } = wanted
   const onWarning = (message: string) => on.warning?.(message)
-  const { device, threads, memory, batchSize } = options
+  const { device, threads, memory, batchSize } = wanted
   const settings = resolveSettings({ device, threads, memory, batchSize })
   const model = await joinGraphs(given)
-  const task = await taskOf(given, Object.values(adapters), options.task)
+  const task = await taskOf(given, Object.values(adapters), wanted.task)
+  const options = { ...wanted, taskOptions: withPrompts(task, wanted.taskOptions, Object.values(adapters)[0]) }
   checkOptions(options.taskOptions, `the task ${task.name}`, task.options ?? {})
   task.check(model)
   checkTrainableForm(readGraph(model.onnx))
@@ -236,7 +248,7 @@ async function evaluateOpened(
   }
 }
 
-function withVerdicts(
+export function withVerdicts(
   differences: Readonly<Record<string, Interval>>,
   lowerIsBetter: readonly string[],
 ): Record<string, Difference> {

@@ -33,7 +33,10 @@ export interface EncodedSource {
 }
 
 interface ReadingOptions
-  extends Pick<TrainInput, 'maxLength' | 'chatTemplate' | 'chatTemplateArgs' | 'decodeImage' | 'termsRead' | 'taskOptions'> {
+  extends Pick<
+    TrainInput,
+    'maxLength' | 'chatTemplate' | 'chatTemplateArgs' | 'decodeImage' | 'termsRead' | 'taskOptions'
+  > {
   readonly pictures?: PictureEncoder | undefined
 }
 

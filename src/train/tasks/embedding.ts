@@ -8,7 +8,7 @@ import { appendPooling, textVectors, tokenVectors, trainedPooling } from '../../
 import { type EncodedTexts, encoderFeeds, encodeTexts } from '../../model/inputs/token-batch.js'
 import { encoderInputs } from '../../model/inputs/tokens.js'
 import type { Model } from '../../model/model-folder.js'
-import { promptOf, type Prompts, type SentenceModules } from '../../model/sentence-modules.js'
+import { type Prompts, promptOf, type SentenceModules } from '../../model/sentence-modules.js'
 import type { Feeds } from '../../onnx/runtime/runtime.js'
 import type { Value } from '../../onnx/view/builder.js'
 import { readGraph } from '../../onnx/view/graph.js'
@@ -74,7 +74,9 @@ const MASK = 'attention_mask'
 const RECALLS = [1, 10]
 
 const promptsOf = ({ queryPrompt: query, documentPrompt: document }: EmbeddingOptions): Prompts | undefined =>
-  query === undefined && document === undefined ? undefined : { ...(query !== undefined && { query }), ...(document !== undefined && { document }) }
+  query === undefined && document === undefined
+    ? undefined
+    : { ...(query !== undefined && { query }), ...(document !== undefined && { document }) }
 
 export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
   name: 'embedding',
@@ -86,7 +88,10 @@ export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
     { query: 'How was the sea?', passage: 'The sea was calm.', negatives: ['The soup was hot.', 'It rained.'] },
     { anchor: 'How was the sea?', positive: 'The sea was calm.', negative: 'The soup was hot.' },
     { text: 'The sea was calm.', textPair: 'The water lay still.', score: 0.9 },
-    ...[{ anchor: 'How was the sea?', positive: 'The sea was calm.' }, { query: 'How was the sea?', positive: 'The sea was calm.' }],
+    ...[
+      { anchor: 'How was the sea?', positive: 'The sea was calm.' },
+      { query: 'How was the sea?', positive: 'The sea was calm.' },
+    ],
     { query: 'How was the sea?', passage: 'The sea was calm.' },
   ],
   use: {
@@ -186,7 +191,11 @@ class Embedding implements OpenTask<RelatedExample> {
     const only = (name: string, value: unknown, names: readonly LossName[], expected?: string) => {
       if (value === undefined || names.includes(this.#loss)) return
       const what = `the loss ${this.#loss} has no ${name}`
-      throw new ConfigError({ where: `taskOptions.${name}`, what, expected: expected ?? `the loss ${names.join(' or ')}` })
+      throw new ConfigError({
+        where: `taskOptions.${name}`,
+        what,
+        expected: expected ?? `the loss ${names.join(' or ')}`,
+      })
     }
     const scaled = ['MultipleNegativesRanking', 'CoSENT', 'AnglE'] as const
     const hint = (scaled as readonly string[]).includes(this.#loss) ? 'scale, which is 1 / temperature' : undefined
@@ -239,7 +248,12 @@ class Embedding implements OpenTask<RelatedExample> {
     const tooLong = matryoshkaDims.find((size) => size > width)
     if (tooLong !== undefined) {
       const what = 'larger than the vectors of the model'
-      throw new ConfigError({ where: 'taskOptions.matryoshkaDims', what, expected: `at most ${width}`, got: `${tooLong}` })
+      throw new ConfigError({
+        where: 'taskOptions.matryoshkaDims',
+        what,
+        expected: `at most ${width}`,
+        got: `${tooLong}`,
+      })
     }
     // These losses compare products, as sentence-transformers does; vectors that are cut always have the length 1.
     const isProduct = LOSSES[this.#loss] === 'teacher' && this.#options.matryoshkaDims === undefined
@@ -268,7 +282,9 @@ class Embedding implements OpenTask<RelatedExample> {
       case 'MultipleNegativesRanking':
         return losses.multipleNegatives(vectors, scale, symmetric, sameTexts(examples))
       case 'CachedGISTEmbed': {
-        const guide = new StepVectors(examples.map(({ texts }) => texts.map(({ text }, i) => this.#guide!(text!, i === 0))))
+        const guide = new StepVectors(
+          examples.map(({ texts }) => texts.map(({ text }, i) => this.#guide!(text!, i === 0))),
+        )
         const isRelative = marginStrategy === 'relative'
         return losses.guidedLoss(vectors, guide, { temperature: temperature ?? 0.01, margin: margin ?? 0, isRelative })
       }
@@ -297,7 +313,12 @@ class Embedding implements OpenTask<RelatedExample> {
     if (!this.#isScored(examples[0])) return meansOf(this.values({ examples, predictions }))
     const vectors = new StepVectors(predictions as readonly Float32Array[][])
     const found = predictions.map((_, row) => vectors.product(0, row, 1, row))
-    return { spearman: spearman(found, examples.map(({ score }) => score as number)) }
+    return {
+      spearman: spearman(
+        found,
+        examples.map(({ score }) => score as number),
+      ),
+    }
   }
 
   values({ examples, predictions }: Omit<Evaluated<RelatedExample>, 'loss'>): Record<string, number[]> {
@@ -313,7 +334,9 @@ class Embedding implements OpenTask<RelatedExample> {
     const [loss, negatives] = [this.#loss, texts.length - 2]
     if (texts.length !== this.rowsOfExample) {
       const few = texts.length === 2 || this.rowsOfExample === 2
-      const what = few ? 'some records have a negative, others have none' : 'records have different numbers of negatives'
+      const what = few
+        ? 'some records have a negative, others have none'
+        : 'records have different numbers of negatives'
       throw refuse(what, `${this.rowsOfExample} texts`, `${texts.length}`)
     }
     const isNumber = typeof score === 'number'
@@ -322,7 +345,11 @@ class Embedding implements OpenTask<RelatedExample> {
     }
     const needs = LOSSES[loss]
     if (needs === 'score' && !isNumber && !(loss === 'AnglE' && score === undefined && negatives > 0)) {
-      throw refuse(`a record has no score, which the loss ${loss} needs`, 'a score', score === undefined ? 'none' : 'a list')
+      throw refuse(
+        `a record has no score, which the loss ${loss} needs`,
+        'a score',
+        score === undefined ? 'none' : 'a list',
+      )
     }
     if (needs === 'texts' && score !== undefined && this.#options.loss === undefined) {
       throw refuse('some records have a score, others have none', 'no score', String(score))

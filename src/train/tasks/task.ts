@@ -159,9 +159,7 @@ export interface OpenTask<Example = unknown> extends Objective {
   /** What was put before the texts, if the options say so: adapters keep it. */
   readonly prompts?: Prompts | undefined
   /** If another model guides the loss: the texts of an example, a query first, and what takes their vectors. */
-  readonly guided?:
-    | { texts(example: Example): readonly string[]; take(vectors: GuideVectors): void }
-    | undefined
+  readonly guided?: { texts(example: Example): readonly string[]; take(vectors: GuideVectors): void } | undefined
   /** Names of the logits, in order. */
   readonly labels?: readonly string[]
   /** The kind of labels, in transformers' words. */

@@ -275,7 +275,12 @@ describe('session.embed', () => {
         default_prompt_name: 'query',
       }),
     })
-    expect(await readSentenceModules(sixth)).toMatchObject({ maxLength: 64, prompt: 'query: ', pooling: 'cls', prompts: { query: 'query: ', document: '' } })
+    expect(await readSentenceModules(sixth)).toMatchObject({
+      maxLength: 64,
+      prompt: 'query: ',
+      pooling: 'cls',
+      prompts: { query: 'query: ', document: '' },
+    })
     const two = json({ pooling_mode_cls_token: true, pooling_mode_mean_tokens: true })
     expect((await readSentenceModules(new MemoryDirectory({ '1_Pooling/config.json': two }))).pooling).toBe('cls+mean')
   })
@@ -302,9 +307,14 @@ describe('the losses of sentence-transformers over fixed vectors', () => {
     // The runs of a step, each with its texts group by group, as the graph has them.
     const parts = [examples.slice(0, 1), examples.slice(1)]
     const runs = parts.map((part) => {
-      const rows = Array.from({ length: groups }, (_, group) => part.map((e) => fixedVectors[group][examples.indexOf(e)]))
+      const rows = Array.from({ length: groups }, (_, group) =>
+        part.map((e) => fixedVectors[group][examples.indexOf(e)]),
+      )
       const data = Float32Array.from(rows.flat(2))
-      return { examples: part, outputs: { vectors: { type: 'float32', data, dims: [groups * part.length, 7] } as const } }
+      return {
+        examples: part,
+        outputs: { vectors: { type: 'float32', data, dims: [groups * part.length, 7] } as const },
+      }
     })
     const { loss, feeds } = open.stepLoss!(runs)
     expect(Math.abs(loss - wanted)).toBeLessThan(1e-5)
@@ -327,9 +337,13 @@ it('reads queries with lists of negatives, labels and scores', () => {
   const labeled = read({ query: 'q', passage: ['a', 'p', 'b', 'r'], labels: [0, 1, 0, 2] })
   expect(labeled).toEqual({ ...pair, groups: ['p', 'r'].map((right) => ['q', right, 'a', 'b']) })
   expect(read({ query: 'q', positive: 'p', negatives: ['a'], scores: [3, 1] }).score).toEqual([3, 1])
-  expect(() => read({ query: 'q', passage: ['a'], labels: [0] })).toThrow(/line 1.*no text of passage has a label above 0/)
+  expect(() => read({ query: 'q', passage: ['a'], labels: [0] })).toThrow(
+    /line 1.*no text of passage has a label above 0/,
+  )
   expect(() => read({ query: 'q', passage: ['a'], labels: [1, 0] })).toThrow(/1 texts in passage have 2 labels/)
-  expect(() => read({ query: 'q', passage: 'a', negatives: ['b', ' '] })).toThrow(/negatives is no text, or an empty one/)
+  expect(() => read({ query: 'q', passage: 'a', negatives: ['b', ' '] })).toThrow(
+    /negatives is no text, or an empty one/,
+  )
   expect(() => read({ query: 'q', passage: 'a', score: 'x' })).toThrow(/score is no number/)
 })
 

@@ -10,7 +10,7 @@ import { defineCommand, MODEL, repeated, text, toggle, UsageError } from '../opt
 import { interruptible } from '../show/interrupt.js'
 import { refusePage, writePage } from '../show/outputs.js'
 import { colors, print, printable, printDocument, say, table, thousands, warn } from '../show/terminal.js'
-import { baseOfAdapter, OUTPUT_OPTIONS, SESSION_OPTIONS } from './with-session.js'
+import { baseOfAdapter, OUTPUT_OPTIONS, PROMPT_OPTIONS, SESSION_OPTIONS, withPrompts } from './with-session.js'
 
 const { allowMissing: _allowMissing, ...SOURCES } = SESSION_OPTIONS
 
@@ -22,6 +22,7 @@ export const evaluate = defineCommand({
   about: [
     'Prints the loss and the metrics of the task for the base and for each adapter, with intervals that hold 95 % of a bootstrap over the records,',
     'the difference to the base, and the records that differ most. Use records that are not in the training data.',
+    'With --corpus, the records are questions, and the metrics say how well vectors find their documents among all documents; equal scores keep the order of the corpus.',
     'With --generate, the models also answer the records, and the answers are compared with the wanted ones: exact match, ROUGE-L and chrF.',
   ].join('\n'),
   examples: [
@@ -43,6 +44,8 @@ export const evaluate = defineCommand({
       'chatTemplateArgs',
       'maxLength',
     ),
+    ...flags('EvaluateOptions', 'corpus', 'at'),
+    ...PROMPT_OPTIONS,
     ...flags('EvaluateOptions', 'generate', 'judge', 'judgeModel', 'maxNewTokens', 'batchSize'),
     ...flags('EvaluateOptions', 'resamples', 'seed', 'differing'),
     html: text('FILE', 'write a report in one HTML file: the metrics, and the records that differ most'),
@@ -50,7 +53,8 @@ export const evaluate = defineCommand({
     ...OUTPUT_OPTIONS,
   },
   async run(values, { occurrences }) {
-    const { model: named, adapter: folders, weight: _, mix, chatTemplate, html, overwrite, json, ...options } = values
+    const { model: named, adapter: folders, weight: _, mix, chatTemplate, html, overwrite, json, ...rest } = values
+    const options = withPrompts(rest)
     if (named === undefined && folders.length === 0) throw new UsageError(`--model ${MODEL} is missing`)
     if (html !== undefined) await refusePage(html, overwrite, 'evaluate')
     const weighted = weightedAdapters(occurrences)
@@ -63,6 +67,7 @@ export const evaluate = defineCommand({
         judgeKey: process.env.LOWRANK_JUDGE_KEY,
         adapters: adaptersOf(weighted, mix),
         task: options.task as Parameters<typeof node.evaluate>[0]['task'],
+        at: options.at as number[] | undefined,
         chatTemplate: await readChatTemplate(chatTemplate),
         on: {
           progress: ({ done, total, name }) => progress.update(done, total, `  ${name}`),
@@ -93,8 +98,12 @@ function adaptersOf(
   )
 }
 
-function show({ task, records, tokens, models, differBy, differing }: EvaluateReport): void {
-  say(`${counted(records, 'record')}, ${counted(tokens, 'token')}, task ${task}`)
+function show({ task, records, documents, tokens, models, differBy, differing }: EvaluateReport): void {
+  const what =
+    documents === undefined
+      ? counted(records, 'record')
+      : `${counted(records, 'question')}, ${counted(documents, 'document')}`
+  say(`${what}, ${counted(tokens, 'token')}, task ${task}`)
   const names = Object.keys(models[0].metrics)
   for (const model of models) {
     print(colors.bold(printable(nameOf(model))))
@@ -119,7 +128,7 @@ function show({ task, records, tokens, models, differBy, differing }: EvaluateRe
   for (const { where, record, values, wanted, answers } of differing.slice(0, SHOWN)) {
     const line = `${where}: ${values.map(figure).join(' → ')}`
     print(printable(`${line}  ${record.length > 100 ? `${record.slice(0, 100)}…` : record}`))
-    if (answers !== undefined)
+    if (answers !== undefined && documents === undefined)
       print(printable(`  wanted ${JSON.stringify(wanted)}, written ${JSON.stringify(answers)}`))
   }
 }
@@ -139,7 +148,7 @@ function figure(value: number): string {
   return Math.abs(value) >= 1000 ? value.toFixed(0) : value.toPrecision(4)
 }
 
-function pageOf({ task, records, models, differBy, differing }: EvaluateReport, source: string): Report {
+function pageOf({ task, records, documents, models, differBy, differing }: EvaluateReport, source: string): Report {
   const rows = models.flatMap((model) =>
     Object.entries(model.metrics).map(([name, interval]): Cell[] => {
       const difference = model.differences?.[name]
@@ -147,6 +156,21 @@ function pageOf({ task, records, models, differBy, differing }: EvaluateReport, 
     }),
   )
   const [first] = models
+  const sampleOf = ({ where, record, values, answers }: EvaluateReport['differing'][number]) => ({
+    prompt: `${where}\n${record}`,
+    answers: models.map((model, i) => ({
+      label: `${nameOf(model)}: ${differBy} ${figure(values[i])}`,
+      text: answers?.[i] ?? '',
+    })),
+  })
+  const isWon = ({ values: [before, after] }: EvaluateReport['differing'][number]) => after > before
+  const samples =
+    documents === undefined
+      ? [[`Records that differ most${differBy === null ? '' : ` in ${differBy}`}`, differing] as const]
+      : ([
+          ['Questions won', differing.filter(isWon)],
+          ['Questions lost', differing.filter((record) => !isWon(record))],
+        ] as const)
   return {
     title: models.map(nameOf).join(', '),
     command: 'evaluate',
@@ -156,7 +180,8 @@ function pageOf({ task, records, models, differBy, differing }: EvaluateReport, 
         facts: [
           ['model', source],
           ['task', task],
-          ['records', thousands(records)],
+          [documents === undefined ? 'records' : 'questions', thousands(records)],
+          ...(documents === undefined ? [] : [['documents', thousands(documents)] as [string, string]]),
         ],
       },
       {
@@ -165,17 +190,11 @@ function pageOf({ task, records, models, differBy, differing }: EvaluateReport, 
         columns: ['model', 'metric', 'value', '95 %', `minus ${nameOf(first)}`, '95 %'],
         rows,
       },
-      {
+      ...samples.map(([title, list]): Report['sections'][number] => ({
         kind: 'samples',
-        title: `Records that differ most${differBy === null ? '' : ` in ${differBy}`}`,
-        samples: differing.map(({ where, record, values, answers }) => ({
-          prompt: `${where}\n${record}`,
-          answers: models.map((model, i) => ({
-            label: `${nameOf(model)}: ${differBy} ${figure(values[i])}`,
-            text: answers?.[i] ?? '',
-          })),
-        })),
-      },
+        title,
+        samples: list.map(sampleOf),
+      })),
     ],
   }
 }

@@ -22,7 +22,7 @@ import { showCurve } from '../show/curve.js'
 import { EXIT_INTERRUPTED, Interrupted, interruptible } from '../show/interrupt.js'
 import { colors, duration, note, Progress, printable, printDocument, say, thousands, warn } from '../show/terminal.js'
 import { inRunFile, readRunFile } from './text-files.js'
-import { baseOfAdapter } from './with-session.js'
+import { baseOfAdapter, PROMPT_OPTIONS, withPrompts } from './with-session.js'
 
 const CONFIG_OPTIONS = [
   ...(['rank', 'alpha', 'dropout', 'targetModules', 'excludeModules', 'useRslora', 'useDora', 'rankPattern'] as const),
@@ -88,6 +88,7 @@ export const train = defineCommand({
     ...flags('LoraConfig', ...CONFIG_OPTIONS),
     ...flags('TrainOptions', 'trainedTokens', 'epochs', 'maxSteps', 'batchSize', 'maxLength'),
     ...flags('TrainOptions'),
+    ...PROMPT_OPTIONS,
     ...flags('LoadModelOptions', 'dtype'),
     adapter: text(ADAPTER, 'adapter to train further, in place of a new one'),
     gate: text(
@@ -107,7 +108,7 @@ export const train = defineCommand({
     const { json, config: file, adapter: trained, gate, ...flagValues } = values
     const given = new Set(Object.keys(flagValues).filter((key) => occurrences.some(({ flag }) => flag === flagOf(key))))
     const fromFile = file === undefined ? {} : await readRunFile(file)
-    const options = await withFile(fromFile, flagValues, given)
+    const options = withPrompts(await withFile(fromFile, flagValues, given))
     if (gate !== undefined && trained === undefined) throw new UsageError('--gate needs --adapter')
     if (gate !== undefined && options.out !== undefined)
       throw new UsageError('--gate and --out cannot be used together')

@@ -23,6 +23,17 @@ export const OUTPUT_OPTIONS = {
   json: toggle('print one JSON document on stdout'),
 }
 
+export const PROMPT_OPTIONS = flags('EmbeddingOptions', 'queryPrompt', 'documentPrompt')
+
+/** Moves the prompts of texts, which have options of their own here, to the settings of the task. */
+export function withPrompts<T extends { readonly taskOptions?: Readonly<Record<string, unknown>> | undefined }>(
+  options: T & Partial<Values<typeof PROMPT_OPTIONS>>,
+): Omit<T, keyof typeof PROMPT_OPTIONS> {
+  const { queryPrompt, documentPrompt, ...rest } = options
+  const prompts = Object.entries({ queryPrompt, documentPrompt }).filter(([, prompt]) => prompt !== undefined)
+  return prompts.length === 0 ? rest : { ...rest, taskOptions: { ...rest.taskOptions, ...Object.fromEntries(prompts) } }
+}
+
 type SessionValues = Values<typeof SESSION_OPTIONS> & Pick<Values<typeof OUTPUT_OPTIONS>, 'device' | 'threads'>
 
 /**

@@ -77,7 +77,11 @@ export interface GuideOptions {
 }
 
 /** Leaves out what a guide finds nearer to a query than its own document, also among queries and documents. */
-export function guidedLoss(vectors: StepVectors, guide: StepVectors, { temperature, margin, isRelative }: GuideOptions) {
+export function guidedLoss(
+  vectors: StepVectors,
+  guide: StepVectors,
+  { temperature, margin, isRelative }: GuideOptions,
+) {
   const most = Float64Array.from({ length: vectors.count }, (_, i) => {
     const own = guide.product(0, i, 1, i)
     return own - margin * (isRelative ? Math.abs(own) : 1)
@@ -138,7 +142,12 @@ const ANGLE: Similarity = {
 }
 
 /** CoSENT, and AnglE with its own similarity: pairs with a lower score should be less alike, each against each. */
-export function orderLoss(vectors: StepVectors, scores: readonly number[] | undefined, scale: number, isAngle: boolean) {
+export function orderLoss(
+  vectors: StepVectors,
+  scores: readonly number[] | undefined,
+  scale: number,
+  isAngle: boolean,
+) {
   const { count, groups } = vectors
   const { value, add } = isAngle ? ANGLE : COSINE
   // Without scores, a query is alike its document, and unlike its negatives.
@@ -148,7 +157,9 @@ export function orderLoss(vectors: StepVectors, scores: readonly number[] | unde
     return { i, group, score, alike: value(vectors.at(0, i), vectors.at(group, i)), slope: 0 }
   })
   const terms = pairs.flatMap((low) =>
-    pairs.filter(({ score }) => low.score < score).map((high) => ({ low, high, power: scale * (low.alike - high.alike) })),
+    pairs
+      .filter(({ score }) => low.score < score)
+      .map((high) => ({ low, high, power: scale * (low.alike - high.alike) })),
   )
   const most = terms.reduce((highest, { power }) => Math.max(highest, power), 0)
   const sum = terms.reduce((total, { power }) => total + Math.exp(power - most), Math.exp(-most))
@@ -197,7 +208,11 @@ export function marginMse(vectors: StepVectors, teacher: readonly (readonly numb
 }
 
 /** The mean divergence of the softmax of products from the softmax of the teacher's scores, times T². */
-export function distillLoss(vectors: StepVectors, teacher: readonly (readonly number[])[], temperature: number): number {
+export function distillLoss(
+  vectors: StepVectors,
+  teacher: readonly (readonly number[])[],
+  temperature: number,
+): number {
   const { count, groups } = vectors
   let loss = 0
   for (let i = 0; i < count; i++) {

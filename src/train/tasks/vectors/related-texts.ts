@@ -79,7 +79,9 @@ function scoreOf(record: Readonly<Record<string, unknown>>): number | readonly n
 }
 
 /** The texts of a row that asks for documents of a corpus: its question, and the documents that are right. */
-export function questionOf(row: unknown): { readonly query: string; readonly documents: readonly string[] } | undefined {
+export function questionOf(
+  row: unknown,
+): { readonly query: string; readonly documents: readonly string[] } | undefined {
   if (!isObject(row)) return undefined
   const { query, document } = sidesOf(row)
   const texts = document === undefined ? [] : [row[document]].flat()
