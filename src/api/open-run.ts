@@ -103,6 +103,7 @@ export async function withTraining<T>(
       memoryUse: platform().memoryUse,
       exampleFile: openExampleFile && (() => (file ??= openExampleFile())),
       sources: sourcesOf(options),
+      embedForGuide: async (...parts) => (await import('../train/tasks/vectors/guide.js')).embedForGuide(...parts),
       page: async (...parts) => (await import('./run-page.js')).pageOfRun(...parts),
     })
   }).finally(async () => {

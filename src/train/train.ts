@@ -44,6 +44,7 @@ import { withPrompts } from './tasks/prompts.js'
 import type { Encoded, Examples, Task } from './tasks/task.js'
 import { taskOfRow } from './tasks/task-of-row.js'
 import { loadTask, type TaskName, tasksFor } from './tasks/tasks.js'
+import type { embedForGuide } from './tasks/vectors/guide.js'
 import { type RunPage, runLessons } from './training-loop.js'
 
 export interface RunContext {
@@ -53,6 +54,8 @@ export interface RunContext {
   readonly memoryUse?: (() => MemoryUse | undefined) | undefined
   readonly sources?: RunSources | undefined
   readonly page?: RunPage | undefined
+  /** Gives the vectors of the guide to a task whose loss has one. */
+  readonly embedForGuide?: typeof embedForGuide | undefined
   /** Gives what the next step waits for; undefined while it need not wait. */
   readonly wait?: (() => Promise<void> | undefined) | undefined
   /** Hears of each row: as the task parsed it, as it was encoded, and for which data. */
@@ -95,7 +98,7 @@ export async function prepare(given: TrainInput, context: RunContext) {
   on.task?.(job.task.name)
   on.stage?.('encode')
   const records = await encodeAll(job, context)
-  const learned = await openExamples(job, records)
+  const learned = await openExamples(job, records, context)
   const copiedBytes = planMemory(job, context.limits ?? [], learned)
   on.stage?.('prepare')
   const { adapter, settings } = await startAdapter(job, records, learned)
@@ -191,7 +194,11 @@ function isWhole({ use: { command } }: Task): boolean {
 type Learned = Awaited<ReturnType<typeof openExamples>>
 
 /** The task, opened for the examples, which are packed if the settings say so. */
-async function openExamples({ options, settings, task }: Job, { encoded, evaluation }: Records) {
+async function openExamples(
+  { options, settings, task }: Job,
+  { encoded, evaluation }: Records,
+  { embedForGuide }: Pick<RunContext, 'embedForGuide'>,
+) {
   const { model, taskOptions, on } = options
   const { newHead } = settings
   const examples = settings.packing ? pack(task, encoded.kept.examples, settings, model) : encoded.kept.examples
@@ -210,10 +217,7 @@ async function openExamples({ options, settings, task }: Job, { encoded, evaluat
   if (open.checkEvaluation !== undefined) {
     for (const example of evaluation.examples) open.checkEvaluation(example)
   }
-  if (open.guided !== undefined) {
-    const { embedForGuide } = await import('./tasks/vectors/guide.js')
-    await embedForGuide(open.guided, options, [examples, evaluation.examples])
-  }
+  if (open.guided !== undefined) await embedForGuide?.(open.guided, options, [examples, evaluation.examples])
   const costs = costsOf(open, examples)
   const longest = longestOf(costs)
   return {

@@ -2,7 +2,16 @@
 
 import { readFileSync } from 'node:fs'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { DataError, evaluate, loadAdapter, MemoryDirectory, type Model, NumericError } from '../../src/api/node.js'
+import {
+  DataError,
+  type DataRecord,
+  evaluate,
+  loadAdapter,
+  MemoryDirectory,
+  type Model,
+  NumericError,
+} from '../../src/api/node.js'
+import type { TrainingData } from '../../src/train/options.js'
 import { readCorpus, readQuestions } from '../../src/train/search/corpus.js'
 import { measuresOf } from '../../src/train/search/measures.js'
 import { best, rankOf, similarities } from '../../src/train/search/nearest.js'
@@ -122,8 +131,10 @@ describe('reading', () => {
     ])
   })
 
-  const ask = async (corpus: Iterable<unknown> | MemoryDirectory, data: Iterable<unknown>) =>
-    readQuestions(data, corpus, await readCorpus(corpus))
+  const ask = async (corpus: object[] | MemoryDirectory, data: object[]) => {
+    const given = corpus as TrainingData
+    return readQuestions(data as DataRecord[], given, await readCorpus(given))
+  }
   it.each<[string, object[] | MemoryDirectory, object[], RegExp]>([
     [
       'double ids',

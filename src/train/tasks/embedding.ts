@@ -258,15 +258,15 @@ class Embedding implements OpenTask<RelatedExample> {
     // These losses compare products, as sentence-transformers does; vectors that are cut always have the length 1.
     const isProduct = LOSSES[this.#loss] === 'teacher' && this.#options.matryoshkaDims === undefined
     let loss = 0
-    let gradients: Float64Array[][] | undefined
+    const gradients = new StepVectors(rows).zeros()
     for (const size of matryoshkaDims) {
       const vectors = new StepVectors(rows, size, !isProduct || this.#sentence.normalize)
       loss += this.#lossOf(vectors, examples)
-      vectors.addGradients((gradients ??= vectors.zeros()))
+      vectors.addGradients(gradients)
     }
     let from = 0
     const feeds = runs.map((run): Feeds => {
-      const ofRun = gradients!.flatMap((group) => group.slice(from, from + run.examples.length))
+      const ofRun = gradients.flatMap((group) => group.slice(from, from + run.examples.length))
       from += run.examples.length
       const data = joinedUp(ofRun.map((vector) => Float32Array.from(vector)))
       return { [GRADIENT]: { type: 'float32', data, dims: [ofRun.length, width] } }

@@ -8,6 +8,7 @@ import {
   loadAdapter,
   MemoryDirectory,
   type Model,
+  train,
   UnsupportedError,
 } from '../../../src/api/node.js'
 import { readSentenceModules } from '../../../src/model/sentence-modules.js'
@@ -68,7 +69,7 @@ describe('training', () => {
   const rows = ['sea', 'sun', 'ship', 'whale', 'king', 'night', 'rain', 'good'].map((word) => {
     return { anchor: `the ${word} was`, positive: `she saw ${word}` }
   })
-  const train = (out: MemoryDirectory | undefined, options: object = {}) =>
+  const trainRows = (out: MemoryDirectory | undefined, options: object = {}) =>
     trainAdapter({
       model,
       task: 'embedding',
@@ -86,7 +87,7 @@ describe('training', () => {
 
   it('finds partners, saves what PEFT reads, and resumes to the same bytes', async () => {
     const [whole, broken] = [new MemoryDirectory(), new MemoryDirectory()]
-    const { report } = await train(whole)
+    const { report } = await trainRows(whole)
     expect(report.trainLoss).toHaveLength(40)
     expect(report.trainLoss.at(-1)).toBeLessThan(report.trainLoss[0] / 2)
     expect(report.evalLoss!.after).toBeLessThan(report.evalLoss!.before)
@@ -97,15 +98,15 @@ describe('training', () => {
 
     const controller = new AbortController()
     const on = { step: ({ step }: { step: number }) => void (step === 5 && controller.abort()) }
-    await train(broken, { signal: controller.signal, on })
-    await expect(train(broken, { resume: true, taskOptions: { scale: 10 } })).rejects.toThrow(/scale/)
-    await train(broken, { resume: true })
+    await trainRows(broken, { signal: controller.signal, on })
+    await expect(trainRows(broken, { resume: true, taskOptions: { scale: 10 } })).rejects.toThrow(/scale/)
+    await trainRows(broken, { resume: true })
     expect(broken.files.get('adapter_model.safetensors')).toEqual(whole.files.get('adapter_model.safetensors'))
   })
 
   it.each(['cls', 'lasttoken'])('trains vectors pooled by %s, behind the prompt', async (pooling) => {
     const own = { ...model, sentence: { ...model.sentence, pooling, prompts: { query: 'the king: ', document: 'a ' } } }
-    const { report, adapter } = await train(undefined, { model: own })
+    const { report, adapter } = await trainRows(undefined, { model: own })
     expect(report.trainLoss.at(-1)).toBeLessThan(report.trainLoss[0] * 0.75)
     const session = await ModelSession.open(own, { adapters: { own: adapter } })
     const [a, b] = await Promise.all([
@@ -126,7 +127,7 @@ describe('training', () => {
 
   it('takes scores, and tells how well they are met', async () => {
     const scored = rows.map(({ anchor, positive }, i) => ({ sentence1: anchor, sentence2: positive, score: i / 8 }))
-    const { report } = await train(undefined, { data: scored, evalData: scored, epochs: 60 })
+    const { report } = await trainRows(undefined, { data: scored, evalData: scored, epochs: 60 })
     expect(report.evalMetrics!.spearman).toBeGreaterThan(0.8)
   })
 
@@ -169,7 +170,7 @@ describe('training', () => {
       /some records have a score/,
     ],
   ])('refuses %s', async (_, options, error, message) => {
-    const training = train(undefined, options)
+    const training = trainRows(undefined, options)
     await expect(training).rejects.toThrow(error)
     await expect(training).rejects.toThrow(message)
   })
@@ -350,7 +351,8 @@ it('reads queries with lists of negatives, labels and scores', () => {
 it('masks by a guide, by default the base', async () => {
   const data = ['sea', 'sun', 'ship', 'whale'].map((word) => ({ query: `the ${word} was`, passage: `she saw ${word}` }))
   const taskOptions = { loss: 'CachedGISTEmbed', temperature: 0.05 }
-  const { report } = await trainAdapter({ model, task: 'embedding', data, taskOptions, epochs: 20, threads: 1 })
+  const out = new MemoryDirectory()
+  const { report } = await train({ model, task: 'embedding', data, taskOptions, epochs: 20, threads: 1, out, on: {} })
   expect(report.trainLoss.at(-1)).toBeLessThan(report.trainLoss[0])
 })
 

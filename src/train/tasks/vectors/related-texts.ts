@@ -5,7 +5,7 @@ import { isObject, objectOf } from '../../../core/base/options.js'
 import { fieldsOf } from '../../../model/text/records.js'
 
 export interface RelatedTexts {
-  /** A query, its document, and documents that are wrong. A record has several of these if several documents are right. */
+  /** A query, its document, and documents that are wrong: several times, if several documents are right. */
   readonly groups: readonly (readonly string[])[]
   /** How alike a pair is, or the scores of the documents by a teacher. */
   readonly score: number | readonly number[] | undefined
