@@ -1,6 +1,6 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import { type OptionTable, ranged, orNull, NAME, SIGNAL, oneOf, STRING, BOOLEAN, eventsOf, anyOf, listOf, OBJECT } from '../../core/base/options.js'
+import { type OptionTable, ranged, orNull, NAME, SIGNAL, oneOf, STRING, BOOLEAN, OBJECT, listOf, eventsOf, anyOf } from '../../core/base/options.js'
 import { ONE_CHOICE } from '../adapters/choice.js'
 import { IMAGES, TOKEN_IDS, LOGIT_BIAS } from '../media-values.js'
 
