@@ -271,20 +271,11 @@ export interface BatchOptions {
 export interface EmbedOptions extends BatchOptions {
   /** One adapter for all texts: its name, or `{ name: weight, … }`; null is the base model alone. Default null. */
   adapter?: AdapterChoice | undefined
-  /**
-   * How the vectors of the tokens become one vector. Default: as 1_Pooling/config.json says, or `mean` without this
-   * file.
-   */
+  /** How the vectors of the tokens become one vector. Default: as 1_Pooling/config.json says, or else `mean`. */
   pooling?: 'mean' | 'cls' | 'lasttoken' | undefined
-  /**
-   * What the texts are for: the prompt of queries or of documents is put before them, as the adapter was trained, or
-   * else as the model's config_sentence_transformers.json says. Default: the model's default prompt, or none.
-   */
+  /** What the texts are for: the prompt of queries or of documents is put before them. Default: the default prompt. */
   inputType?: 'query' | 'document' | undefined
-  /**
-   * A text that is put before each text, in place of the prompt of the adapter or the model.
-   * @flag TEXT
-   */
+  /** What is put before each text, in place of a prompt of the adapter or the model. */
   prompt?: string | undefined
   /**
    * Scales vectors to length 1, so that their product is the cosine.

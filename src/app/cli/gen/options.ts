@@ -204,9 +204,9 @@ export const FLAGS = {
     batchSize: { form: 'number', about: 'texts in one run', range: 'an integer of at least 1', fallback: '8' },
   },
   EmbedOptions: {
-    pooling: { form: 'word', about: 'how the vectors of the tokens become one vector. Default: as 1_Pooling/config.json says, or mean without this file', words: ['mean', 'cls', 'lasttoken'] },
-    inputType: { form: 'word', about: 'what the texts are for: the prompt of queries or of documents is put before them, as the adapter was trained, or else as the model’s config_sentence_transformers.json says. Default: the model’s default prompt, or none', words: ['query', 'document'] },
-    prompt: { form: 'text', about: 'a text that is put before each text, in place of the prompt of the adapter or the model', placeholder: 'TEXT' },
+    pooling: { form: 'word', about: 'how the vectors of the tokens become one vector. Default: as 1_Pooling/config.json says, or else mean', words: ['mean', 'cls', 'lasttoken'] },
+    inputType: { form: 'word', about: 'what the texts are for: the prompt of queries or of documents is put before them. Default: the default prompt', words: ['query', 'document'] },
+    prompt: { form: 'text', about: 'what is put before each text, in place of a prompt of the adapter or the model' },
     normalize: { form: 'switch', about: 'scales vectors to length 1, so that their product is the cosine', fallback: 'true' },
     dimensions: { form: 'number', about: 'how many numbers of each vector are kept, for models that are trained for it (Matryoshka). Default: all', range: 'an integer of at least 1' },
     maxLength: { form: 'number', about: 'longer texts are cut to this number of tokens. Default: the model’s maximum', range: 'an integer of at least 1' },
