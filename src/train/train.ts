@@ -8,6 +8,7 @@
 //   engine/                  the steps, and AdamW, in a worker
 //   saved/                   folders of runs, and how a stopped run goes on
 //   evaluate/                metrics of finished adapters
+//   search/                  questions to a corpus
 //   loop/                    loops of the caller, and runs in which the model writes the texts
 //   handoff/                 a run that goes on in TRL
 
