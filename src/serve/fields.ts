@@ -43,6 +43,12 @@ const MIX = kind('at most 64 weights by name, such as { "a": 0.5, "b": 0.5 }', (
 const atMost = (most: number, { expected, accepts }: Kind): Kind =>
   kind(`${expected}, at most ${most}`, (value) => (value as { length?: number }).length! <= most && accepts(value))
 
+/** Bounds what is stored as JSON. */
+export const jsonOf = (most: number, { expected, accepts }: Kind): Kind =>
+  kind(`${expected}, of at most ${most} characters of JSON`, (value) => {
+    return accepts(value) && JSON.stringify(value).length <= most
+  })
+
 /** A name or a path: it stands in answers, metrics and the log. */
 export const SHORT = kind(
   'a text of at most 1024 characters',

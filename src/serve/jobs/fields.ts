@@ -13,7 +13,11 @@ import {
   oneOf,
   ranged,
 } from '../../core/base/options.js'
-import { type FieldTable, field, METADATA, NAMED, only, SHORT } from '../fields.js'
+import { type FieldTable, field, jsonOf, METADATA, NAMED, only, SHORT } from '../fields.js'
+
+/** A grader may have grading instructions with examples, and options of a task the names of its labels. */
+const [MAX_GRADER, MAX_TASK_OPTIONS] = [1 << 16, 1 << 14]
+const GRADER = jsonOf(MAX_GRADER, OBJECT)
 
 const AUTO = oneOf('auto')
 const POSITIVE = ranged('a finite number above 0')
@@ -44,10 +48,10 @@ export const LOWRANK: Readonly<Record<string, Kind>> = {
   maxLength: ranged('an integer of at least 2'),
   packing: BOOLEAN,
   maxSteps: COUNT,
-  taskOptions: OBJECT,
+  taskOptions: jsonOf(MAX_TASK_OPTIONS, OBJECT),
   gate: kind('{ "alias": NAME, "metric": "loss" }', (value) => {
     const { alias, metric = 'loss', ...others } = isObject(value) ? value : {}
-    return NAMED.accepts(alias) && typeof metric === 'string' && Object.keys(others).length === 0
+    return NAMED.accepts(alias) && NAMED.accepts(metric) && Object.keys(others).length === 0
   }),
 }
 
@@ -62,13 +66,15 @@ const hyperparameters = members(HYPERPARAMETERS)
 const METHODS = ['supervised', 'dpo', 'reinforcement']
 
 const METHOD = kind(
-  '{ "type": "supervised", "supervised": { "hyperparameters": {…} } }, the same with "dpo", or with "reinforcement" and a "grader"',
+  '{ "type": "supervised", "supervised": { "hyperparameters": {…} } }, the same with "dpo", or with "reinforcement" and a "grader", ' +
+    `${GRADER.expected}`,
   (value) => {
     if (!isObject(value) || !METHODS.includes(value.type as string)) return false
     const { type, ...others } = value
     const set = others[type as string] ?? {}
     const isAlone = Object.entries(others).every(([name, other]) => name === type || other === null)
-    if (!isAlone || !isObject(set) || isObject(set.grader) !== (type === 'reinforcement')) return false
+    if (!isAlone || !isObject(set)) return false
+    if (type === 'reinforcement' ? !GRADER.accepts(set.grader) : set.grader !== undefined) return false
     const { hyperparameters: given = {}, grader: _, ...rest } = set
     return Object.keys(rest).length === 0 && hyperparameters.accepts(given)
   },
@@ -77,7 +83,8 @@ const METHOD = kind(
 const FILE = kind('the id of a file', (value) => typeof value === 'string' && /^file-\w{1,64}$/.test(value))
 const SECONDS = ranged('an integer in [3600, 2592000]')
 const EXPIRY = kind(`{ "anchor": "created_at", "seconds": ${SECONDS.expected} }`, (value) => {
-  return isObject(value) && value.anchor === 'created_at' && SECONDS.accepts(value.seconds)
+  const { anchor, seconds, ...others } = isObject(value) ? value : {}
+  return anchor === 'created_at' && SECONDS.accepts(seconds) && Object.keys(others).length === 0
 })
 
 export const JOB_FIELDS: FieldTable = {

@@ -119,6 +119,16 @@ it('gives the bytes of its command with and without validation, paused and resum
   expect(order.indexOf(needs[0].message)).toBeGreaterThan(order.indexOf('Fine-tuning job started'))
 })
 
+it('fails with the first of the lines that cannot be used, and says how far it read', async () => {
+  const bad = await server.ended(await create(Array(5000).fill({ text: 1 }), {}))
+  expect([bad.status, bad.error.message]).toEqual([
+    'failed',
+    expect.stringMatching(/^at least 100 lines cannot be used, read up to .*line 100\. The first: .*line 1:/),
+  ])
+  const { data } = await server.call(`/fine_tuning/jobs/${bad.id}/events?limit=100`)
+  expect(data.filter(({ level }: any) => level === 'error').length).toBeLessThanOrEqual(101)
+})
+
 it('publishes a result under the alias of its gate, and no result that is worse', async () => {
   const texts = await server.upload(rows((i) => ({ text: `The boat number ${i} sails to the island of ${i * 7}.` })))
   const shared = { validation_file: texts, hyperparameters: { n_epochs: 4, batch_size: 1 } }

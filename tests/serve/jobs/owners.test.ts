@@ -430,10 +430,13 @@ it('tells jobs how many requests run, so that `--train-when idle` can wait for t
 })
 
 describe('files', () => {
-  const form = (content: string, more: Record<string, string> = { purpose: 'fine-tune' }) => {
+  const form = (
+    content: string,
+    { name = 'rows.jsonl', ...more }: Record<string, string> = { purpose: 'fine-tune' },
+  ) => {
     const made = new FormData()
-    made.set('file', new File([content], 'rows.jsonl'))
-    for (const [name, value] of Object.entries(more)) made.set(name, value)
+    made.set('file', new File([content], name))
+    for (const [field, value] of Object.entries(more)) made.set(field, value)
     return made
   }
   const upload = (content: string, more?: Record<string, string>) =>
@@ -458,6 +461,7 @@ describe('files', () => {
     ['nothing', '\n', {}, /the file is empty/],
     ['another purpose', '{}', { purpose: 'vision' }, /purpose/],
     ['an unknown field', '{}', { colour: 'red' }, /colour/],
+    ['a name of 10,000 characters', '{}', { name: 'x'.repeat(10_000) }, /name is longer than 255/],
   ])('with %s are refused, and leave nothing', async (_, content, more, message) => {
     const before = readdirSync(join(folder, 'files'))
     const answer = await upload(content, { purpose: 'fine-tune', ...more })

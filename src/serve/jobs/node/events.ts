@@ -1,7 +1,6 @@
 // The events of a job: lines of a file, each with a key, so that none is told twice.
 
-import { existsSync } from 'node:fs'
-import { appendFile, readFile } from 'node:fs/promises'
+import { appendFile } from 'node:fs/promises'
 import path from 'node:path'
 import { Turns } from '../../../core/base/turns.js'
 import { withFileErrors } from '../../../files/io/node/errors.js'
@@ -21,6 +20,13 @@ export interface JobEvent {
 
 /** The level is `info` by default. */
 export type Details = Partial<Pick<JobEvent, 'level' | 'data'>>
+
+/** A message may repeat a part of a caller's file, such as the name of a field. */
+const MAX_MESSAGE = 2000
+
+export function shortened(message: string): string {
+  return message.length <= MAX_MESSAGE ? message : `${message.slice(0, MAX_MESSAGE)} …`
+}
 
 export class Events {
   readonly #file: string
@@ -44,23 +50,17 @@ export class Events {
   tell(key: string, message: string, { level = 'info', data = null }: Details = {}): Promise<void> {
     return this.#turns.take(() =>
       withFileErrors(this.#file, 'cannot be written', async () => {
-        this.#known ??= await this.#open()
+        // A server that was killed may have written half a line.
+        const start = this.#known === undefined ? '\n' : ''
+        this.#known ??= new Set((await readLines<JobEvent>(this.#file)).map(({ id }) => id))
         const id = `ftevent-${this.id.replace('ftjob-', '')}-${key}`
         if (this.#known.has(id)) return
         this.#known.add(id)
         const about = { id, object: 'fine_tuning.job.event', created_at: seconds() } as const
-        const event: JobEvent = { ...about, level, message, type: data === null ? 'message' : 'metrics', data }
-        await appendFile(this.#file, `${JSON.stringify(event)}\n`, PRIVATE)
+        const type = data === null ? 'message' : 'metrics'
+        const event: JobEvent = { ...about, level, message: shortened(message), type, data }
+        await appendFile(this.#file, `${start}${JSON.stringify(event)}\n`, PRIVATE)
       }),
     )
-  }
-
-  async #open(): Promise<Set<string>> {
-    const events = await readLines<JobEvent>(this.#file)
-    // A server that was killed may have written half a line.
-    if (existsSync(this.#file) && !(await readFile(this.#file, 'utf8')).endsWith('\n')) {
-      await appendFile(this.#file, '\n', PRIVATE)
-    }
-    return new Set(events.map(({ id }) => id))
   }
 }

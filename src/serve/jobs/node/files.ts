@@ -39,6 +39,9 @@ interface Life {
   readonly seconds: number
 }
 
+/** As file systems have it. */
+const MAX_NAME = 255
+
 /** The ending tells the trainer how to read it. */
 const CONTENT = 'content.jsonl'
 
@@ -86,6 +89,7 @@ export class Files {
       let filename = ''
       const given = await readForm(call, maxFileBytes, (field, name) => {
         if (field !== 'file') throw invalid('file', 'the form has another file')
+        if (name.length > MAX_NAME) throw invalid('file', `its name is longer than ${MAX_NAME} characters`)
         filename = name
         return write
       })

@@ -14,7 +14,7 @@ import { type Caller, SERVER } from '../../keys.js'
 import type { Call } from '../../route.js'
 import { ENDED, type Gate, type Hyperparameters, type Job, MAX_INVALID, modelName, wireJob } from '../job.js'
 import { pageOf } from '../lists.js'
-import { type Details, Events } from './events.js'
+import { type Details, Events, shortened } from './events.js'
 import type { Files } from './files.js'
 import type { Message } from './job-process.js'
 import type { Models } from './models.js'
@@ -240,7 +240,7 @@ export class JobQueue {
   }
 
   #fail(job: Job, code: string, message: string, param: string | null = null): Promise<void> {
-    job.error = { code, message, param }
+    job.error = { code, message: shortened(message), param }
     return this.#end(job, 'failed', `The job failed: ${message}`, { level: 'error' })
   }
 

@@ -1,6 +1,6 @@
 // The steps of a run, read from its folder.
 
-import { readFile } from 'node:fs/promises'
+import { createReadStream } from 'node:fs'
 import path from 'node:path'
 import { isObject, jsonIn } from '../../../core/base/options.js'
 import { codeOf } from '../../../files/io/node/errors.js'
@@ -13,16 +13,31 @@ export interface StepLine {
   readonly evalLoss?: number
 }
 
-/** Returns the objects in a file of JSON lines, without a last line that a crash cut off. Returns [] without a file. */
+/**
+ * Returns the objects in a file of JSON lines, without a last line that a crash cut off. Returns [] without a file. A
+ * long file is read in pieces, between which the server turns to others.
+ */
 export async function readLines<Line>(file: string): Promise<Line[]> {
-  const text = await readFile(file, 'utf8').catch((error) => {
-    if (codeOf(error) === 'ENOENT') return ''
-    throw error
-  })
-  return text.split('\n').flatMap((line) => {
+  const lines: Line[] = []
+  let rest = ''
+  const take = (line: string) => {
     const found = jsonIn(line)
-    return isObject(found) ? [found as Line] : []
-  })
+    if (isObject(found)) lines.push(found as Line)
+  }
+  try {
+    for await (const piece of createReadStream(file, 'utf8') as AsyncIterable<string>) {
+      const [first, ...others] = piece.split('\n')
+      rest += first
+      for (const next of others) {
+        take(rest)
+        rest = next
+      }
+    }
+  } catch (error) {
+    if (codeOf(error) !== 'ENOENT') throw error
+  }
+  take(rest)
+  return lines
 }
 
 /** @param folder of the job */
