@@ -19,7 +19,7 @@ import type { DataReport } from '../train/rows/check.js'
 import { defaultsOf } from '../train/settings.js'
 import { noTemplateForChats } from '../train/tasks/causal-lm.js'
 import type { TaskFacts } from '../train/tasks/task.js'
-import { checkTaskName, isLoopName, tasksFor } from '../train/tasks/tasks.js'
+import { checkTrainedTask, isLoopName, tasksFor } from '../train/tasks/tasks.js'
 import { type RunContext, train as trainOpened } from '../train/train.js'
 import { openAdapter } from './adapters.js'
 import { CHECK_DATA_OPTIONS, TRAIN_OPTIONS } from './gen/options.js'
@@ -215,7 +215,7 @@ export async function withOpened<T, M extends Model | Source | undefined, L exte
   load: (source: Source, options: LoadModelOptions) => Promise<Model | L> = loadModel,
 ): Promise<T> {
   const { model, dtype, data, evalData, signal, task } = options
-  if (task !== undefined && !isLoopName(task)) checkTaskName(task)
+  if (task !== undefined) checkTrainedTask(task)
   const isOpen = model === undefined || MODEL.accepts(model)
   if (isOpen && dtype !== undefined) {
     throw new ConfigError({ where: 'dtype', what: 'only for models that are not open yet' })

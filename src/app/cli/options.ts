@@ -125,6 +125,8 @@ export function parseCommand(command: Command, args: readonly string[]) {
   return { values, occurrences }
 }
 
+const DATA_FILE = /\.(jsonl?|csv|tsv|parquet|txt)(\.gz)?$/i
+
 function findOccurrences({ name, options, subject = [] }: Command, args: readonly string[]): Occurrence[] {
   const byFlag = new Map(Object.entries(options).map(([key, option]) => [flagOf(key), option]))
   const alias = aliasOf(options)
@@ -142,7 +144,17 @@ function findOccurrences({ name, options, subject = [] }: Command, args: readonl
     ),
   })
   const occurrences: Occurrence[] = []
-  const left = [...subject]
+  /** The option that stands before an argument, with its value. */
+  let last: Occurrence | undefined
+  const isGiven = (key: string) => !options[key].isRepeatable && occurrences.some(({ flag }) => flag === flagOf(key))
+  const meantWith = (value: string, before: Occurrence | undefined) => {
+    const { placeholder = '', isRepeatable } = byFlag.get(before?.flag ?? '') ?? {}
+    if (before !== undefined && placeholder.includes(',')) return `mean ${before.flag} ${before.value},${value}`
+    if (before !== undefined && isRepeatable) return `mean ${before.flag} ${value}`
+    const fits = (key: string) => options[key] !== undefined && !isGiven(key)
+    const key = DATA_FILE.test(value) && fits('data') ? 'data' : ['model', 'base', 'out'].find(fits)
+    return key === undefined ? 'forget an option in front of it' : `mean ${flagOf(key)} ${value}`
+  }
   const add = (flag: string, value: string, isRepeatable = false) => {
     const earlier = occurrences.find((occurrence) => occurrence.flag === flag)
     if (!isRepeatable && earlier !== undefined) {
@@ -152,21 +164,21 @@ function findOccurrences({ name, options, subject = [] }: Command, args: readonl
   }
   for (const token of tokens) {
     if (token.kind === 'positional') {
-      const [key] = left
+      const key = subject.find((name) => !isGiven(name))
       if (key === undefined) {
         const many = subject.length > 0 ? `: 'lowrank ${name}' takes ${subject.map(nameOf).join(' and ')}` : ''
-        const meant = options.out === undefined ? 'forget an option in front of it' : `mean --out ${token.value}`
-        throw new UsageError(`unexpected argument '${token.value}'${many}; did you ${meant}?`)
+        throw new UsageError(`unexpected argument '${token.value}'${many}; did you ${meantWith(token.value, last)}?`)
       }
-      if (!options[key].isRepeatable) left.shift()
       add(flagOf(key), token.value, options[key].isRepeatable)
     }
+    last = undefined
     if (token.kind !== 'option') continue
     const { rawName: flag, value, inlineValue } = token
     const option = byFlag.get(flag)
     if (option === undefined) throw new UsageError(unknownOption(flag, [...byFlag.keys()]))
     checkValue(flag, value, inlineValue ?? false, option)
     add(flag === alias?.flag ? flagOf(alias.key) : flag, value ?? '', option.isRepeatable)
+    last = occurrences.at(-1)
   }
   return occurrences
 }

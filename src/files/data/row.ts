@@ -1,7 +1,7 @@
 // Rows of data, the forms that data can have, and the choice of rows that are held out for evaluation.
 
 import type { ByteSource, Directory } from '../../core/base/bytes.js'
-import { DataError, nearMisses } from '../../core/base/errors.js'
+import { DataError, didYouMean } from '../../core/base/errors.js'
 import { hasMethods, isObject, kind } from '../../core/base/options.js'
 import { Random } from '../../core/base/random.js'
 
@@ -50,12 +50,13 @@ export function renameColumns({ row, where }: Row, columns: ColumnNames): Row {
   const renamed: Record<string, unknown> = {}
   for (const [name, column] of Object.entries(columns)) {
     if (!Object.hasOwn(row, column)) {
-      const near = nearMisses(column, Object.keys(row))
+      const isReversed = Object.hasOwn(row, name)
+      const meant = `The name in the data comes last: \`columns: { ${column}: '${name}' }\``
       throw new DataError({
         where,
         what: `no field "${column}"`,
         expected: Object.keys(row).slice(0, 12).join(', ') || 'a field',
-        ...(near.length > 0 && { hint: `Did you mean ${near.join(', ')}?` }),
+        hint: isReversed ? meant : didYouMean(column, Object.keys(row), 3),
       })
     }
     renamed[name] = row[column]

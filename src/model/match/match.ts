@@ -57,6 +57,7 @@ function nonEmpty(found: Linear[], wanted: string, linears: readonly Linear[]): 
     what: `no module of the model matches ${JSON.stringify(wanted)}`,
     ...(names.length === 0 ? { got: 'a graph without linear layers' } : {}),
     hint:
+      didYouMean(wanted, ['all-linear'], 1) ??
       didYouMean(wanted, [...lastParts, ...names], 3) ??
       `The model's linear layers are ${lastParts.slice(0, 12).join(', ')}`,
   })

@@ -18,10 +18,11 @@ const LOADERS = {
 export type TaskName = keyof typeof LOADERS
 
 /** Training in which the model writes the texts that it learns from. */
-export type LoopName = 'grpo' | 'distill'
+const LOOP_NAMES = ['grpo', 'distill'] as const
+export type LoopName = (typeof LOOP_NAMES)[number]
 
 export function isLoopName(name: string | undefined): name is LoopName {
-  return name === 'grpo' || name === 'distill'
+  return LOOP_NAMES.includes(name as LoopName)
 }
 
 export const TASK_NAMES = Object.keys(LOADERS) as readonly TaskName[]
@@ -47,13 +48,18 @@ export function canTrain(task: Task, model: Model): boolean {
   return attempt(() => task.check(model)).problems.length === 0
 }
 
-export function checkTaskName(name: string): asserts name is TaskName {
+/** Throws ConfigError for a name that `train` does not know. */
+export function checkTrainedTask(name: string): void {
+  if (!isLoopName(name)) checkTaskName(name, [...TASK_NAMES, ...LOOP_NAMES])
+}
+
+function checkTaskName(name: string, names: readonly string[] = TASK_NAMES): asserts name is TaskName {
   if (Object.hasOwn(LOADERS, name)) return
   throw new ConfigError({
     where: 'task',
     what: 'unknown',
-    expected: TASK_NAMES.join(', '),
+    expected: names.join(', '),
     got: JSON.stringify(name),
-    hint: didYouMean(name, TASK_NAMES),
+    hint: didYouMean(name, names),
   })
 }

@@ -1,6 +1,7 @@
 // Words from other tools on the command line: the error suggests the right command or option, and never a wrong one.
 
 import { describe, expect, it } from 'vitest'
+import { evaluate, train } from '../../../src/api/node.js'
 import { parseCommand } from '../../../src/app/cli/options.js'
 import { COMMANDS, run } from '../../../src/app/cli/program.js'
 
@@ -233,4 +234,28 @@ describe('words of other tools', () => {
   it.each(['--version', '-v', '-V', 'version'])('%s says the version', async (word) => {
     expect(await messageFor(word)).toBe('accepted')
   })
+})
+
+it.each<[words: string, meant: string]>([
+  ['train --model m --data a.jsonl b.jsonl --out o', '--data b.jsonl'],
+  ['train --model m a.jsonl', '--data a.jsonl'],
+  ['train --model m --data a.jsonl --json o', '--out o'],
+  ['train --model m --target-modules q_proj v_proj', '--target-modules q_proj,v_proj'],
+  ['train --model m --columns prompt=a completion=b', '--columns prompt=a,completion=b'],
+  ['merge base.safetensors --adapter a --adapter b c', '--adapter c'],
+])('an argument too many: %s', async (words, meant) => {
+  const [name, ...args] = words.split(' ')
+  const command = await COMMANDS[name]()
+  expect(() => parseCommand(command, args)).toThrow(`did you mean ${meant}?`)
+})
+
+it('leads from all_linear, a task of TRL and reversed columns to what is meant', async () => {
+  const given = { model: 'models/union-3m', data: [{ text: 'A boat.' }], on: {} }
+  const config = { targetModules: ['all_linear'] }
+  await expect(train({ ...given, config })).rejects.toThrow(/Did you mean all-linear\?/)
+  await expect(train({ ...given, task: 'sft' as never })).rejects.toThrow(/causal-lm, .*grpo, distill/)
+  await expect(evaluate({ ...given, task: 'grpo' as never })).rejects.toThrow(/expected causal-lm, (?!.*grpo,)/)
+  const data = [{ question: 'Who?', answer: 'A captain.' }]
+  const columns = { question: 'prompt', answer: 'completion' }
+  await expect(train({ ...given, data, columns })).rejects.toThrow(/columns: \{ prompt: 'question' \}/)
 })

@@ -12,5 +12,5 @@ export function showCurve(losses: readonly number[]): void {
   })
   const [least, most] = [Math.min(...means), Math.max(...means)]
   const bars = means.map((mean) => '▁▂▃▄▅▆▇█'[Math.round((7 * (mean - least)) / (most - least || 1))])
-  say(`Loss ${most.toFixed(3)} ${colors.cyan(bars.join(''))} ${means[width - 1].toFixed(3)}`)
+  say(`Loss ${means[0].toFixed(3)} ${colors.cyan(bars.join(''))} ${means[width - 1].toFixed(3)}`)
 }
