@@ -76,6 +76,16 @@ export class PrefixStore {
     }
   }
 
+  /** The last of some texts, as many as there is room for together. Caches of earlier ones would be copied in vain. */
+  fitting<T>(texts: readonly T[], bytesOf: (text: T) => number): T[] {
+    let bytes = 0
+    const fits = (text: T) => {
+      bytes += bytesOf(text)
+      return bytes <= this.mostBytes
+    }
+    return texts.toReversed().filter(fits).reverse()
+  }
+
   forget(adapter: AdapterFactors): void {
     for (const prefix of this.#kept) {
       if (prefix.mix.some(({ factors }) => factors === adapter)) this.#drop(prefix)

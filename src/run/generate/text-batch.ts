@@ -143,10 +143,11 @@ export class TextBatch {
     const { prefixes } = this.tools
     if (prefixes.mostBytes === 0) return
     await this.#cache.fetch(this.tools.graph.toHost)
-    for (const text of texts) {
+    const { tokenBytes, stateBytes } = this.tools.form
+    const whole = texts.filter((text) => text.failure === undefined && this.#countOf(text) > 0)
+    for (const text of prefixes.fitting(whole, (each) => this.#countOf(each) * tokenBytes + stateBytes)) {
       const row = this.#rowOf(text)
       const count = this.#countOf(text)
-      if (text.failure !== undefined || count <= 0) continue
       const from = this.#cachePadding === 'left' ? this.#width - count : 0
       const copy = () => this.#cache.cut(row, from, count)
       prefixes.keep(this.#readText(text, text.tokens.slice(0, count)), copy)

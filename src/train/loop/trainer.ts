@@ -302,7 +302,11 @@ export class Trainer {
   }
 
   async #encode(examples: readonly TrainerExample[], taskName: string): Promise<EncodedExample[]> {
-    await this.#sampler?.session.engine.forgetPrefixes()
+    if (this.#hasLittleMemory) {
+      // ONNX Runtime keeps the memory of a session's runs as long as the session is open.
+      await this.#sampler?.session.dispose()
+      this.#sampler = undefined
+    } else await this.#sampler?.session.engine.forgetPrefixes()
     return encodeExamples(examples, taskName, this.parts.context)
   }
 
@@ -392,17 +396,21 @@ export class Trainer {
     return plans.map(({ examples, sequence }) => ({ examples: examples.map((i) => counted[i]), sequence }))
   }
 
+  get #hasLittleMemory(): boolean {
+    return this.inner.parts.copiedBytes === 0
+  }
+
   async #liveSession(): Promise<ModelSession<Model>> {
     const { inner, adapter, steps } = this
     // With little memory, the caches of texts take the place of what training keeps for its gradients.
-    if (inner.parts.copiedBytes === 0) await inner.sessions.close()
+    if (this.#hasLittleMemory) await inner.sessions.close()
     if (this.#sampler?.steps === steps) return this.#sampler.session
     await inner.writeFactors()
     if (this.#sampler === undefined) {
       const { device, threads, memory } = inner.parts.settings
       const session = await ModelSession.open(this.model, {
         ...{ device, threads, maxBatch: SAMPLED, memory: memory === 'fast' ? 'fast' : 'low' },
-        ...(inner.parts.copiedBytes === 0 && { prefixCache: SMALL_PREFIX_CACHE }),
+        ...(this.#hasLittleMemory && { prefixCache: SMALL_PREFIX_CACHE }),
         adapters: { [LIVE]: adapter },
       })
       this.#sampler = { session, steps }

@@ -17,6 +17,7 @@ import {
   StateError,
 } from '../../../src/api/node.js'
 import { sampleTexts, type TextSession } from '../../../src/run/generate/generate.js'
+import { PrefixStore } from '../../../src/run/generate/prefix-store.js'
 import { ModelSession } from '../../../src/run/model-session.js'
 import { LOSS_NAMES } from '../../../src/train/loop/losses.js'
 import { Trainer, type TrainerInput } from '../../../src/train/loop/trainer.js'
@@ -300,7 +301,7 @@ it('reads short prompts together, each once for all its texts', async () => {
   await read.close()
 })
 
-it('with little memory, training closes its sessions before texts are sampled, and learns the same', async () => {
+it('with little memory, sampling and training close their sessions for each other, and learn the same', async () => {
   const open = new Set<unknown>()
   const create: OrtModule['InferenceSession']['create'] = async (...given) => {
     const session = await module.InferenceSession.create(...given)
@@ -315,7 +316,7 @@ it('with little memory, training closes its sessions before texts are sampled, a
   const counted = await loadModel(folder, { runtime: { module: { ...module, InferenceSession: { create } } } })
   const learn = async (memory: 'low' | 'fast') => {
     const trainer = await Trainer.open(counted, { config: { rank: 4 }, threads: 1, maxLength: 128, memory })
-    const counts: number[] = []
+    const [counts, left]: number[][] = [[], []]
     const values: number[] = []
     for (let step = 0; step < 3; step++) {
       const texts = (await trainer.sample(['The', 'And'], { n: 2, maxNewTokens: 5, seed: step })).flat()
@@ -323,14 +324,20 @@ it('with little memory, training closes its sessions before texts are sampled, a
       const examples = texts.map((text, i) => ({ ...text, advantages: i - 1.5 }))
       const { loss, logprobs } = await trainer.forwardBackward(examples, { loss: 'ppo' })
       await trainer.step({ learningRate: 0.02 })
+      left.push(open.size)
       values.push(loss, ...logprobs.flatMap((row) => [...row]))
     }
     await trainer.dispose()
-    return { counts, values: Float32Array.from(values) }
+    return { counts, left, values: Float32Array.from(values) }
   }
   const [low, fast] = [await learn('low'), await learn('fast')]
   expect(low.counts).toEqual([1, 1, 1])
   expect(fast.counts).toEqual([1, 3, 3])
+  // The pass for log-probabilities has a session of its own.
+  expect([low.left, fast.left]).toEqual([
+    [2, 2, 2],
+    [3, 3, 3],
+  ])
   expect(gap(low.values, fast.values)).toBeLessThan(1e-4)
   await counted.close()
 })
@@ -345,4 +352,10 @@ it('reads a long prompt once for all its texts', async () => {
   })
   expect(texts.map(({ cachedTokens }) => cachedTokens)).toEqual([0, 89, 89])
   await session.dispose()
+})
+
+it('copies only caches that there is room for together', () => {
+  const store = new PrefixStore(100)
+  expect(store.fitting([40, 50, 30, 20], (bytes) => bytes)).toEqual([50, 30, 20])
+  expect(store.fitting([101], (bytes) => bytes)).toEqual([])
 })
