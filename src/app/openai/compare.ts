@@ -43,7 +43,7 @@ export interface Comparison {
   readonly metric: string
   /** Prompts that all have answered to the end. */
   readonly prompts: number
-  /** Prompts with an answer that a limit cut: unfinished, not wrong. */
+  /** Prompts with an answer of the old or the new model that a limit cut: unfinished, not wrong. */
   readonly unfinished: number
   /** Prompts that someone gave no answer to, or that have nothing to measure. */
   readonly unanswered: number
@@ -60,7 +60,10 @@ export async function compare(
   measure: Measure,
 ): Promise<Comparison> {
   const isWhole = ({ answers }: Answered) => contestants.every((name) => answers[name] !== undefined)
-  const isFinished = ({ answers }: Answered) => contestants.every((name) => answers[name]!.finish !== 'length')
+  // A base that never comes to an end would leave no prompt to compare the others on: it is scored as it is.
+  const isFinished = ({ answers }: Answered) => {
+    return contestants.every((name) => name === 'base' || answers[name]!.finish !== 'length')
+  }
   const whole = answered.filter(isWhole)
   const finished = whole.filter(isFinished)
   const scored: { answers: Answer[]; scores: number[] }[] = []

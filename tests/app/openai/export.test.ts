@@ -131,6 +131,12 @@ describe('lowrank openai export', () => {
       expect([headers['api-key'], headers.authorization]).toEqual(['azure-secret', undefined])
   })
 
+  it('keeps the data of another provider out of the folder', async () => {
+    await run()
+    const environment = { AZURE_OPENAI_ENDPOINT: server.url, AZURE_OPENAI_API_KEY: 'azure-secret' }
+    await expect(exportAll({ out: dir, provider: azure, environment })).rejects.toThrow('has data of openai')
+  })
+
   it('follows a redirect of a file to another server without the key', async () => {
     const other = await ProviderServer.open()
     const to = `${other.url}/files/file-train/content`

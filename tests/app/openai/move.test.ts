@@ -37,11 +37,11 @@ describe('lowrank openai move', () => {
   it('goes the whole way from the export to a compared adapter', async () => {
     const { environment } = server
     await exportAll({ out: dir, provider: openai, environment })
-    await recordAnswers({ dir, provider: openai, environment, budget: 20, maxTokens: 50 })
+    await recordAnswers({ dir, environment, budget: 20, maxTokens: 50 })
     const steps: number[] = []
     const move = () =>
       moveJobs({
-        ...{ dir, provider: openai, bases: ['models/union-3m'], chatTemplate, maxTokens: 12 },
+        ...{ dir, bases: ['models/union-3m'], chatTemplate, maxTokens: 12 },
         on: { step: ({ step }) => steps.push(step) },
       })
     const [job] = await move()
@@ -66,7 +66,7 @@ describe('lowrank openai move', () => {
     }
     const { environment } = server
     return exportAll({ out: dir, provider: openai, environment }).then(() =>
-      moveJobs({ dir, provider: openai, bases: ['models/union-3m'], chatTemplate, maxTokens: 4, ...options }),
+      moveJobs({ dir, bases: ['models/union-3m'], chatTemplate, maxTokens: 4, ...options }),
     )
   }
   const few = { hyperparameters: { n_epochs: 1 } }
@@ -134,7 +134,7 @@ describe('lowrank openai move', () => {
     server.own = answerOfTogether
     const manifest = await exportAll({ out: dir, provider: together, environment: environmentOfTogether(server) })
     expect(manifest.missing).toEqual([])
-    const [job] = await moveJobs({ dir, provider: together, bases: ['models/union-3m'] })
+    const [job] = await moveJobs({ dir, bases: ['models/union-3m'] })
     expect(job).toMatchObject({ model: TOGETHER_MODEL, isTaken: true, adapter: 'weights/ft-0a1b2c3d-aaaa-bbbb' })
     const home = join(dir, job.adapter!)
     expect(readdirSync(home).sort()).toEqual(['adapter_config.json', 'adapter_model.safetensors'])
@@ -192,6 +192,8 @@ describe('the comparison', () => {
       i < 5 ? { ...item, answers: { ...item.answers, new: answer('n', 'length') } } : item,
     )
     const compared = await compare(cut, ['old', 'base', 'new'], exact)
+    const ofBase = all.map((item) => ({ ...item, answers: { ...item.answers, base: answer('no and no', 'length') } }))
+    expect(await compare(ofBase, ['old', 'base', 'new'], exact)).toMatchObject({ prompts: 210, unfinished: 0 })
     expect(compared).toMatchObject({ prompts: 205, unfinished: 5 })
     expect(compared.verdict).toMatch(/^As good as the old model/)
   })

@@ -67,7 +67,7 @@ describe.skipIf(!has('ajv'))('the answers of the test server', () => {
     }
     const { missing } = await exportAll({ out: join(dir, 'home'), provider, environment })
     expect(missing).toEqual([])
-    const asked = { dir: join(dir, 'home'), provider, environment, budget: 20, pollSeconds: 0.01 }
+    const asked = { dir: join(dir, 'home'), environment, budget: 20, pollSeconds: 0.01 }
     const { answers } = await recordAnswers({ ...asked, maxTokens: 50, budget: 0.001 })
     const batched = await recordAnswers({ ...asked, batch: true })
     expect(answers + batched.answers).toBe(30)

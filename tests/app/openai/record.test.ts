@@ -25,7 +25,7 @@ afterEach(async () => {
 })
 
 const record = (options: Partial<RecordOptions> = {}) =>
-  recordAnswers({ dir, provider: openai, environment: server.environment, budget: 20, maxTokens: 50, ...options })
+  recordAnswers({ dir, environment: server.environment, budget: 20, maxTokens: 50, ...options })
 const linesOf = (place: string) =>
   existsSync(join(dir, place))
     ? readFileSync(join(dir, place), 'utf8')

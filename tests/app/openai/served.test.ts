@@ -32,7 +32,7 @@ afterEach(async () => {
   rmSync(dir, { recursive: true, force: true })
 })
 
-const moved = () => moveJobs({ dir, provider: openai, bases: [base], chatTemplate, maxTokens: 2 })
+const moved = () => moveJobs({ dir, bases: [base], chatTemplate, maxTokens: 2 })
 const recorded = () => {
   const place = join(dir, 'recorded.jsonl')
   const text = existsSync(place) ? readFileSync(place, 'utf8').trim() : ''
@@ -84,7 +84,7 @@ describe('a server over the folder', () => {
       request: { messages: [{ content: 'Which number is 500?' }], max_tokens: 3 },
     })
     expect(line.cost).toBeCloseTo((12 * 0.8 + 5 * 3.2) / 1e6, 12)
-    const { asked, refused } = await checkTraffic({ dir, provider: openai, chatTemplate })
+    const { asked, refused } = await checkTraffic({ dir, chatTemplate })
     expect(asked).toBe(7 + 2)
     expect(Object.values(refused).flat()).toEqual([expect.stringContaining('recorded.jsonl')])
     // Without the validation file, stored and recorded chats are what is compared.

@@ -60,14 +60,13 @@ export const openaiRecord = defineCommand({
   options: {
     dir: required('DIR', 'the folder of lowrank openai export'),
     budget: single('DOLLARS', 'the most that this folder may ever cost, such as 20', readNumber),
-    provider: choice(PROVIDERS, 'whom to ask', 'openai'),
     prices: text('FILE', 'JSON with the prices of models, in the place of those in this package'),
     maxTokens: single('N', 'the most tokens of an answer. Default: 512', readNumber),
     batch: toggle('use the Batch API: half the price, and answers within a day'),
     deployment: repeated('MODEL=NAME', 'the name of a model’s deployment, for Azure'),
     json: JSON_OPTION,
   },
-  async run({ dir, budget, provider, prices: file, maxTokens, batch, deployment, json }) {
+  async run({ dir, budget, prices: file, maxTokens, batch, deployment, json }) {
     const node = await import('../../openai/node/entry.js')
     const prices = file === undefined ? undefined : node.checkPrices(jsonIn(await readTextFile(file)), file)
     const names = Object.fromEntries(
@@ -75,7 +74,7 @@ export const openaiRecord = defineCommand({
     )
     const report = await interruptible('Stopping. Run the same command again to go on.', (signal, progress) =>
       node.recordAnswers({
-        ...{ dir, budget, provider: node[provider], prices, maxTokens, batch, names, signal },
+        ...{ dir, budget, prices, maxTokens, batch, names, signal },
         on: { progress: ({ done, total, spent }) => progress.update(done, total, `  $${spent.toFixed(2)}`) },
       }),
     )
@@ -100,7 +99,6 @@ export const openaiMove = defineCommand({
   options: {
     dir: required('DIR', 'the folder of lowrank openai export'),
     base: repeated(MODEL, 'a base to train on; default: one that fits the memory'),
-    provider: choice(PROVIDERS, 'whose jobs they are', 'openai'),
     redact: toggle('mask e-mail addresses, phone and card numbers before training'),
     termsRead: toggle('train on rows that a provider’s model wrote too; read its clause first'),
     chatTemplate: text('FILE', 'a chat template (Jinja), in the place of the base’s'),
@@ -110,13 +108,13 @@ export const openaiMove = defineCommand({
     machine: single('DOLLARS', 'what an hour of this machine costs, for the table of costs', readNumber),
     json: JSON_OPTION,
   },
-  async run({ dir, base, provider, machine, chatTemplate, json, ...options }) {
+  async run({ dir, base, machine, chatTemplate, json, ...options }) {
     const node = await import('../../openai/node/entry.js')
     const template = await readChatTemplate(chatTemplate)
     const jobs = await interruptible('Finishing the step. Run the same command again to go on.', (signal, progress) =>
       node.moveJobs({
         ...options,
-        ...{ dir, provider: node[provider], chatTemplate: template, dollarsPerHour: machine, signal },
+        ...{ dir, chatTemplate: template, dollarsPerHour: machine, signal },
         judgeKey: process.env.LOWRANK_JUDGE_KEY,
         ...(base.length > 0 && { bases: base }),
         on: {
@@ -148,16 +146,15 @@ export const openaiCheck = defineCommand({
   options: {
     dir: required('DIR', 'the folder of lowrank openai export'),
     base: text(MODEL, 'the model that will answer; default: the base of the first job that was moved'),
-    provider: choice(PROVIDERS, 'whose chats they are', 'openai'),
     chatTemplate: text('FILE', 'a chat template (Jinja), in the place of the base’s'),
     json: JSON_OPTION,
   },
-  async run({ dir, base, provider, chatTemplate, json }) {
+  async run({ dir, base, chatTemplate, json }) {
     const node = await import('../../openai/node/entry.js')
     const template = await readChatTemplate(chatTemplate)
     const report = await interruptible('Stopping.', (signal, progress) =>
       node.checkTraffic({
-        ...{ dir, base, provider: node[provider], chatTemplate: template, signal },
+        ...{ dir, base, chatTemplate: template, signal },
         on: { progress: ({ done, total }) => progress.update(done, total, '  chats') },
       }),
     )

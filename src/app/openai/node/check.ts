@@ -1,7 +1,6 @@
 // Asks our own server the chats of a folder, and lists those that it would refuse.
 
 import { createHandler } from '../../../serve/node/entry.js'
-import type { Provider } from '../provider.js'
 import { askHandler, inPool } from './client.js'
 import { Folder } from './folder.js'
 import { readJobs } from './jobs.js'
@@ -9,7 +8,6 @@ import { readJobs } from './jobs.js'
 export interface CheckOptions {
   /** The folder of an export. */
   readonly dir: string
-  readonly provider: Provider
   /** The model that will answer. Default: the base of the first job that was moved. */
   readonly base?: string | undefined
   readonly chatTemplate?: string | undefined
@@ -28,16 +26,9 @@ export interface CheckReport {
  *
  * @throws ConfigError if no job was moved, and no base is given
  */
-export async function checkTraffic({
-  dir,
-  provider,
-  base,
-  chatTemplate,
-  signal,
-  on,
-}: CheckOptions): Promise<CheckReport> {
+export async function checkTraffic({ dir, base, chatTemplate, signal, on }: CheckOptions): Promise<CheckReport> {
   const folder = await Folder.open(dir)
-  const jobs = await readJobs(folder, provider)
+  const jobs = await readJobs(folder)
   const model = base ?? folder.baseOf()
   const requests = jobs.flatMap(({ prompts: { traffic } }) => traffic)
   const handler = await createHandler({ model, servedModelName: 'the base', chatTemplate, on: {} })

@@ -16,7 +16,8 @@ import { Turns } from '../../../core/base/turns.js'
 import { withFileErrors } from '../../../files/io/node/errors.js'
 import { NodeDirectory } from '../../../files/io/node/files.js'
 import { emptyManifest, type Manifest } from '../manifest.js'
-import type { Item } from '../provider.js'
+import type { Item, Provider } from '../provider.js'
+import { providerOf } from '../providers.js'
 
 const MANIFEST = 'manifest.json'
 
@@ -33,7 +34,7 @@ export class Folder {
   }
 
   /** Makes the folder if it is not there, and takes it for this process. Another process that has it is a FileError. */
-  static async take(folder: string, provider: string): Promise<Folder> {
+  static async take(folder: string, provider?: string): Promise<Folder> {
     await withFileErrors(folder, 'cannot be made', () => mkdir(folder, { recursive: true, mode: 0o700 }))
     const isOurs = existsSync(path.join(folder, MANIFEST))
     if (!isOurs && (await readdir(folder)).some((name) => !name.startsWith('.lowrank'))) {
@@ -46,7 +47,11 @@ export class Folder {
     await withFileErrors(folder, 'cannot be made private', () => chmod(folder, 0o700))
     const lock = await new NodeDirectory(folder).reserve('lowrank openai')
     try {
-      const opened = new Folder(folder, isOurs ? await readManifest(folder) : emptyManifest(provider), lock)
+      const opened = new Folder(folder, isOurs ? await readManifest(folder) : emptyManifest(provider ?? ''), lock)
+      if (provider !== undefined && opened.manifest.provider !== provider) {
+        const what = `the folder has data of ${opened.manifest.provider}`
+        throw new FileError({ where: folder, what, hint: `Name another folder for those of ${provider}` })
+      }
       await opened.save({})
       return opened
     } catch (error) {
@@ -56,9 +61,9 @@ export class Folder {
   }
 
   /** Takes the folder of an export while `work` goes on. */
-  static async use<T>(folder: string, provider: string, work: (folder: Folder) => Promise<T>): Promise<T> {
+  static async use<T>(folder: string, work: (folder: Folder) => Promise<T>): Promise<T> {
     await Folder.open(folder)
-    const taken = await Folder.take(folder, provider)
+    const taken = await Folder.take(folder)
     return work(taken).finally(() => taken.close())
   }
 
@@ -82,6 +87,10 @@ export class Folder {
 
   async close(): Promise<void> {
     await this.lock?.release()
+  }
+
+  get provider(): Provider {
+    return providerOf(this.manifest.provider)
   }
 
   at(place: string): string {

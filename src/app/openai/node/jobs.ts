@@ -2,7 +2,7 @@
 
 import { itemsOf, type Known, safeName } from '../plan.js'
 import { lastUserText, type Origin, type Prompt, promptOfRow, type Request, trafficOf } from '../prompts.js'
-import type { Item, Job, Provider } from '../provider.js'
+import type { Item, Job } from '../provider.js'
 import type { Folder } from './folder.js'
 import { RECORDED, type Recorded } from './recorded.js'
 
@@ -13,7 +13,8 @@ export interface JobPrompts {
 }
 
 /** The jobs that made a model, the ones whose model ends first first. */
-export async function readJobs(folder: Folder, provider: Provider): Promise<JobPrompts[]> {
+export async function readJobs(folder: Folder): Promise<JobPrompts[]> {
+  const { provider } = folder
   const lists: Known['lists'] = await folder.lists()
   const ends = new Map(itemsOf(provider, 'models', lists).map(({ item }) => [item.id, item.shutdown_date] as const))
   const found = itemsOf(provider, provider.jobs, lists).flatMap(({ item }) => provider.jobOf(item) ?? [])

@@ -15,7 +15,7 @@ import { measuresOf } from '../measures.js'
 import { baseThatFits, type GraderModels, planMove } from '../move-plan.js'
 import { safeName, weightsOf } from '../plan.js'
 import { lastUserText, type Prompt } from '../prompts.js'
-import type { Item, Provider } from '../provider.js'
+import type { Item } from '../provider.js'
 import { redact } from '../redact.js'
 import { AT_ONCE, askHandler, inPool } from './client.js'
 import { Folder } from './folder.js'
@@ -25,7 +25,6 @@ import { keyOf, RECORDED, type Recorded, sentOf } from './recorded.js'
 export interface MoveOptions {
   /** The folder of an export. */
   readonly dir: string
-  readonly provider: Provider
   /** Bases to train on, each by itself. Default: one that fits the memory. */
   readonly bases?: readonly string[] | undefined
   readonly chatTemplate?: string | undefined
@@ -66,10 +65,10 @@ const WARNING =
  * @throws what `train` throws for a base that cannot be trained. What is wrong with a single job is in its notes
  */
 export async function moveJobs(options: MoveOptions): Promise<MovedJob[]> {
-  const { dir, provider, bases = [baseThatFits(process.availableMemory?.() ?? freemem())] } = options
+  const { dir, bases = [baseThatFits(process.availableMemory?.() ?? freemem())] } = options
   const judging = checkJudge(options.judge, options.judgeModel, options.judgeKey)
-  return Folder.use(dir, provider.name, async (folder) => {
-    const jobs = await readJobs(folder, provider)
+  return Folder.use(dir, async (folder) => {
+    const jobs = await readJobs(folder)
     const results: MovedJob[] = []
     for (const base of bases) {
       for (const job of jobs) results.push(await new Mover(folder, base, job, options).run(judging))

@@ -6,7 +6,7 @@ import { StateError, UnsupportedError } from '../../../core/base/errors.js'
 import { isObject, jsonIn } from '../../../core/base/options.js'
 import { BATCH_SHARE, costIn, PRICES, type Price, type Prices, priceOf, worstCase } from '../prices.js'
 import { foreignPart, ORIGINS, type Prompt } from '../prompts.js'
-import type { Connection, Environment, Item, Job, Provider } from '../provider.js'
+import type { Connection, Environment, Item, Job } from '../provider.js'
 import { ask, askJson, inPool, Refusal } from './client.js'
 import { Folder } from './folder.js'
 import { readJobs } from './jobs.js'
@@ -16,7 +16,6 @@ import { keyOf, RECORDED, type Recorded, recordedOf, sentOf } from './recorded.j
 export interface RecordOptions {
   /** The folder of an export. */
   readonly dir: string
-  readonly provider: Provider
   /** Dollars for this folder, over all runs. Nothing is sent without it. */
   readonly budget: number | undefined
   /** Default: the table in this package. */
@@ -50,11 +49,11 @@ const REASONS = /^(ft:)?(o\d|gpt-5)/
 const ENDED = ['completed', 'expired', 'failed', 'cancelled']
 
 export async function recordAnswers(options: RecordOptions): Promise<RecordReport> {
-  const { dir, provider, environment = process.env } = options
-  const connection = provider.connect(environment)
-  return Folder.use(dir, provider.name, async (folder) => {
+  const { dir, environment = process.env } = options
+  return Folder.use(dir, async (folder) => {
+    const connection = folder.provider.connect(environment)
     const ledger = await Ledger.open(folder, options.budget)
-    const jobs = await readJobs(folder, provider)
+    const jobs = await readJobs(folder)
     const prompts = ORIGINS.flatMap((origin) =>
       jobs.flatMap(({ job, prompts }) =>
         prompts[origin].map((prompt) => ({ key: keyOf(job.model, prompt.request), job, prompt })),
@@ -208,8 +207,8 @@ class Recorder {
   }
 
   async #keep({ key, job: { model }, prompt }: Asked, answer: Item, cost: number, ms?: number): Promise<void> {
-    const { provider } = this.options
-    const line = recordedOf(answer, { key, model, origin: prompt.origin, where: prompt.where, cost, ms }, provider.name)
+    const about = { key, model, origin: prompt.origin, where: prompt.where, cost, ms }
+    const line = recordedOf(answer, about, this.folder.manifest.provider)
     if (line === undefined) return this.#note('refused: the answer has no message')
     await this.folder.append(RECORDED, line)
     this.answers++

@@ -4,13 +4,10 @@ import { randomUUID } from 'node:crypto'
 import { attempt, ConfigError } from '../../../core/base/errors.js'
 import { checkAddress } from '../../../core/base/post-json.js'
 import type { AliasTarget, Exchange } from '../../../serve/node/entry.js'
-import { azure } from '../azure.js'
-import { openai } from '../openai.js'
 import { itemsOf } from '../plan.js'
 import { costIn, PRICES, type Price, type Prices, priceOf, worstCase } from '../prices.js'
 import { foreignPart, type Request } from '../prompts.js'
 import type { Item } from '../provider.js'
-import { together } from '../together.js'
 import { askJson } from './client.js'
 import { Folder } from './folder.js'
 import { Ledger } from './ledger.js'
@@ -45,7 +42,6 @@ export interface Served {
 }
 
 const MOST_TOKENS = 512
-const PROVIDERS = { openai, azure, together }
 
 /** @throws ConfigError if the folder has no adapter of the base, and for options that need others */
 export async function openServed(options: ServedOptions): Promise<Served> {
@@ -54,9 +50,9 @@ export async function openServed(options: ServedOptions): Promise<Served> {
     throw new ConfigError({ where: 'compare', what: 'needs `upstream`, the server of the old models, and `budget`' })
   if (upstream !== undefined) checkAddress(upstream, 'upstream')
   const opened = await Folder.open(dir)
-  const { provider, moved } = opened.manifest
+  const { moved } = opened.manifest
   const writes = isRecorded === true || compare !== undefined
-  const folder = writes ? await Folder.take(dir, provider) : opened
+  const folder = writes ? await Folder.take(dir) : opened
   try {
     const base = options.base ?? folder.baseOf()
     const here = moved.filter((job) => job.adapter !== undefined && job.base === base)
@@ -64,10 +60,10 @@ export async function openServed(options: ServedOptions): Promise<Served> {
       const hint = 'Run lowrank openai move with this folder and this base first'
       throw new ConfigError({ where: dir, what: `it has no adapter of ${base}`, hint })
     }
-    const known = PROVIDERS[provider as keyof typeof PROVIDERS] ?? openai
+    const { provider } = folder
     const lists = await folder.lists()
-    const ends = new Map(itemsOf(known, 'models', lists).map(({ item }) => [item.id, item.shutdown_date]))
-    const jobs = itemsOf(known, known.jobs, lists).flatMap(({ item }) => known.jobOf(item) ?? [])
+    const ends = new Map(itemsOf(provider, 'models', lists).map(({ item }) => [item.id, item.shutdown_date]))
+    const jobs = itemsOf(provider, provider.jobs, lists).flatMap(({ item }) => provider.jobOf(item) ?? [])
     const bases = new Map(jobs.map((job) => [job.model, job.base]))
     const targets = here.map(({ model }) => {
       const when = ends.get(model) ?? ends.get(bases.get(model))
@@ -105,7 +101,7 @@ export async function openServed(options: ServedOptions): Promise<Served> {
   }
 }
 
-/** The caller pays, so that a model without a known price is no error. */
+/** The caller pays, so that a model without a provider price is no error. */
 function priced({ prices = PRICES }: ServedOptions, base: string, answer: Item): number {
   return attempt(() => costIn(answer, priceOf(prices, base))).value ?? 0
 }
