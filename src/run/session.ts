@@ -14,6 +14,7 @@ import type { LoraAdapter } from '../lora/adapter.js'
 import type { ImageSource } from '../model/images/image.js'
 import type { ModuleMap } from '../model/match/linears.js'
 import type { Model } from '../model/model-folder.js'
+import type { ToolForm } from '../model/text/calls/call.js'
 import type { MessageOfParts } from '../model/text/chat.js'
 import type { Feeds, RuntimeTensor, SessionOptions } from '../onnx/runtime/runtime.js'
 import type { AllowedKind } from './adapters/allowed.js'
@@ -578,9 +579,10 @@ export interface AdapterSession {
 
   /**
    * How the model writes calls of tools: `hermes` is `<tool_call>{"name", "arguments"}</tool_call>`, `llama` is one
-   * JSON object with `name` and `parameters`. The chat template shows it; if it says nothing, the form is `hermes`.
+   * JSON object with `name` and `parameters`; {@link ToolForm} has the others. The chat template shows the form; if it
+   * says nothing, the form is `hermes`.
    */
-  toolForm(options?: EncodeOptions): Promise<'hermes' | 'llama'>
+  toolForm(options?: EncodeOptions): Promise<ToolForm>
 
   /**
    * How many tokens are in the key-value caches of the running texts, and for how many `cacheBytes` has room: 0 if the

@@ -55,7 +55,8 @@ describe('a chat', () => {
     const stream = model.tokenizer!.stream.bind(model.tokenizer)
     const decode = model.tokenizer!.decode.bind(model.tokenizer)
     const decoderFiles = model.tokenizer!.decoderFiles.bind(model.tokenizer)
-    const spied = { ...model, tokenizer: Object.assign(spy, { stream, decode, decoderFiles }) }
+    const tokenId = model.tokenizer!.tokenId.bind(model.tokenizer)
+    const spied = { ...model, tokenizer: Object.assign(spy, { stream, decode, decoderFiles, tokenId }) }
     const adapter = makeAdapter(model, /q_proj$/)
     adapter.chatTemplate = 'recorded {{ x }} {{ tools | length if tools else 0 }} {{ messages[0].content }}'
     const opened = await ModelSession.open(spied, { adapters: { adapter } })
@@ -71,7 +72,7 @@ describe('a chat', () => {
     const round = [...messages, called, { role: 'tool', content: 'x' }]
     await opened.generate(round, { ...options, chatTemplate: all, tools: [{ name: 'qz' }] })
     expect(asked.find((text) => text.includes('qz'))).toMatch(
-      /^system: .*<tools>\n\{"name":"qz"\}\n<\/tools>.*user: hi;assistant: <tool_call>.*"name":"f".*user: <tool_response>\nx/s,
+      /^system: .*<tools>\n\{"name":"qz"\}\n<\/tools>.*user: hi;assistant: <tool_call>.*"name": "f".*user: <tool_response>\nx/s,
     )
     await opened.dispose()
   })

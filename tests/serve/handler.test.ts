@@ -196,11 +196,9 @@ describe('texts', () => {
   })
 
   it.skipIf(!isInstalled('@mlc-ai/web-xgrammar'))('answer as responses with calls, which are read back', async () => {
-    const properties = { name: { const: 'look' }, parameters: { type: 'object', properties: { at: { enum: [1, 2] } } } }
-    const schema = { type: 'object', properties, required: ['name', 'parameters'] }
-    const tools = [{ type: 'function', name: 'look', parameters: properties.parameters, strict: null }]
-    const text = { format: { type: 'json_schema', name: 'call', schema } }
-    const asked = { input: [{ role: 'user', content: 'Who?' }], tools, text, seed: 1 }
+    const parameters = { type: 'object', properties: { at: { enum: [1, 2] } } }
+    const tools = [{ type: 'function', name: 'look', parameters, strict: null }]
+    const asked = { input: [{ role: 'user', content: 'Who?' }], tools, tool_choice: 'required', seed: 1 }
     const { body } = await post('/v1/responses', asked)
     expect(body.output).toMatchObject([{ type: 'function_call', name: 'look', status: 'completed' }])
     const [call] = body.output

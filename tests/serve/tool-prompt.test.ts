@@ -3,12 +3,11 @@
 import { cpSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { loadModel } from 'lowrank'
+import { loadModel, MemoryDirectory } from 'lowrank'
 import { createHandler } from 'lowrank/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { parseChat } from '../../src/model/text/chat.js'
-import { compileChatTemplate } from '../../src/model/text/compiled-template.js'
-import { callForm, withToolTexts } from '../../src/run/generate/tool-texts.js'
+import { loadChatTemplate } from '../../src/model/text/chat-template.js'
 import { enginesHere } from '../engines-here.js'
 
 const scratch = mkdtempSync(join(tmpdir(), 'lowrank-tools-'))
@@ -42,20 +41,14 @@ async function modelWith(name: string, template: string) {
 
 describe('a template that does not read tools', () => {
   it('gets them in the system message, with the calls and results of the chat', async () => {
-    const given = parseChat({ messages: ROUND }, 'x').messages
-    const [system, user, call, result] = withToolTexts(given, [TOOL]) as { role: string; content: string }[]
-    expect(system.role).toBe('system')
-    expect(system.content).toMatch(/^Be brief\.\n\n/)
-    expect(system.content).toContain(`<tools>\n${JSON.stringify(TOOL)}\n</tools>`)
-    expect(user).toEqual(ROUND[1])
-    expect(call).toEqual({
-      role: 'assistant',
-      content: '<tool_call>\n{"name":"tide","arguments":{"at":"noon"}}\n</tool_call>',
-    })
-    expect(result).toEqual({ role: 'user', content: '<tool_response>\n3 m\n</tool_response>' })
-    const form = async (template: string) =>
-      callForm(await compileChatTemplate({ name: 'x', texts: new Map([['default', template]]), specialTokens: {} }))
-    expect([await form(PLAIN), await form(READING)]).toEqual(['none', 'hermes'])
+    const { messages } = parseChat({ messages: ROUND }, 'x')
+    const load = async (text: string) => (await loadChatTemplate(new MemoryDirectory({}, 'x'), text))!
+    const { text } = (await load(PLAIN)).render(messages, { tools: [TOOL] }, 'x')
+    expect(text).toMatch(/^<system>Be brief\.\n\nYou are a function calling AI model\./)
+    expect(text).toContain(`<tools>\n${JSON.stringify(TOOL)}\n</tools>`)
+    expect(text).toContain('<assistant><tool_call>\n{"name": "tide", "arguments": {"at": "noon"}}\n</tool_call>\n')
+    expect(text).toContain('<user><tool_response>\n3 m\n</tool_response>\n')
+    expect((await load(READING)).render(messages, { tools: [TOOL] }, 'x').text).toMatch(/^TOOLS/)
   })
 
   it('so that the model reads them over HTTP, in both forms; one that reads tools is left alone', async () => {

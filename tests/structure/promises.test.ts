@@ -31,7 +31,7 @@ const SERVING: readonly [promise: string, file: string, shows: string][] = [
   // Routes
   ['lists the base and its adapters', 'tests/serve/handler.test.ts', 'are listed, loaded by their names'],
   ['they are put into the system message in', 'tests/serve/tool-prompt.test.ts', 'gets them in the system message'],
-  ['Calls come back parsed', 'tests/serve/tool-calls.test.ts', 'reads Hermes’ and Llama’s forms'],
+  ['Calls come back parsed', 'tests/model/text/call-reader.test.ts', 'reads Hermes’ and Llama’s forms'],
   ['answers a chat, also as a stream', 'tests/serve/handler.test.ts', 'answer chats, with scores, whole and in pieces'],
   ["the same in OpenAI's newer form", 'tests/serve/handler.test.ts', 'answer as responses, whole and in events'],
   ['Nothing is stored', 'tests/serve/handler.test.ts', "{ input: 'a', store: true }"],

@@ -5,11 +5,11 @@ import { commonLength, firstOf } from '../../core/base/group.js'
 import type { Span } from './added-tokens.js'
 import { type Chat, type MessageOfParts, REASONING_FIELDS } from './chat.js'
 import { type Example, IGNORED } from './records.js'
-import type { ChatTemplate, RenderOptions } from './template.js'
+import type { PlainTemplate, RenderOptions } from './template.js'
 import type { Tokenizer } from './tokenizer.js'
 
 export interface ChatEncoding {
-  readonly template: ChatTemplate
+  readonly template: PlainTemplate
   readonly tokenizer: Tokenizer
   readonly args?: Readonly<Record<string, unknown>> | undefined
   readonly maxLength: number
@@ -173,7 +173,7 @@ export function answerTexts(
 /** Returns the indices of the answers to learn: they are not in the prompt, not empty, and do not have weight 0. */
 function answersToLearn(
   { messages, learnFrom, tools }: Chat,
-  template: ChatTemplate,
+  template: PlainTemplate,
   options: RenderOptions,
   where: string,
 ): { answers: number[]; notes: string[] } {
@@ -230,7 +230,7 @@ function withoutThought(message: MessageOfParts): MessageOfParts {
 }
 
 /** Returns where the first answer begins. Many templates refuse an empty chat, so another chat shows the prompt. */
-function firstAnswerStart(template: ChatTemplate, options: RenderOptions, text: string, where: string): number {
+function firstAnswerStart(template: PlainTemplate, options: RenderOptions, text: string, where: string): number {
   const question = [{ role: 'user', content: 'x' }]
   const bare = template.render(question, options, where).text
   const asking = template.render(question, { ...options, addGenerationPrompt: true }, where).text
@@ -257,7 +257,7 @@ function answerStart(text: string, prompt: string, given: string, probe: string)
   return open === undefined || text.includes(`</${open}>`, start) ? start : undefined
 }
 
-function notAsAsked({ name }: ChatTemplate, text: string, prompt: string, where: string): MismatchError {
+function notAsAsked({ name }: PlainTemplate, text: string, prompt: string, where: string): MismatchError {
   const at = commonLength(text, prompt)
   return new MismatchError({
     where,

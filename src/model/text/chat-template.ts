@@ -19,7 +19,10 @@ const SPECIAL_TOKENS = ['bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask'].map((n
 export async function loadChatTemplate(directory: Directory, given?: string): Promise<ChatTemplate | undefined> {
   const fields = objectOf(await readJsonIfThere(directory, 'tokenizer_config.json'))
   const specialTokens = specialTokensOf(fields)
-  const compile = async (source: TemplateSource) => (await import('./compiled-template.js')).compileChatTemplate(source)
+  const compile = async (source: TemplateSource) => {
+    const { compileChatTemplate } = await import('./compiled-template.js')
+    return (await import('./calls/tool-places.js')).withToolPlaces(await compileChatTemplate(source))
+  }
   const single = (name: string, text: string) =>
     compile({ name, texts: new Map([[DEFAULT_TEMPLATE, text]]), specialTokens })
   if (given !== undefined && isTemplate(given)) return single('chatTemplate', given)

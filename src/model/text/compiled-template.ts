@@ -4,11 +4,11 @@
 import { attempt, DataError, FormatError, messageOf } from '../../core/base/errors.js'
 import type { Span } from './added-tokens.js'
 import { type MessageOfParts, withArgumentObjects } from './chat.js'
-import { type ChatTemplate, DEFAULT_TEMPLATE, type RenderedChat, type TemplateSource } from './template.js'
+import { DEFAULT_TEMPLATE, type PlainTemplate, type RenderedChat, type TemplateSource } from './template.js'
 
 const TOOL_TEMPLATE = 'tool_use'
 
-export async function compileChatTemplate(source: TemplateSource): Promise<ChatTemplate> {
+export async function compileChatTemplate(source: TemplateSource): Promise<PlainTemplate> {
   const library = (await import('@huggingface/jinja')) as unknown as Jinja
   const { name: where, specialTokens } = source
   const compiled = new Map<string, CompiledTemplate>()

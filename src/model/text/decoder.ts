@@ -60,9 +60,19 @@ export class TokenDecoder {
     })
   }
 
-  /** @param after ids of the tokens before, whose text can change the first characters of the new one */
-  stream(after: readonly number[] = []): TextStream {
-    return new WindowedStream((ids) => this.decode(ids), after)
+  /**
+   * @param after ids of the tokens before, whose text can change the first characters of the new one
+   * @param kept special tokens that belong to the text
+   */
+  stream(after: readonly number[] = [], kept: readonly number[] = []): TextStream {
+    return new WindowedStream((ids) => this.#decodeKept(ids, kept), after)
+  }
+
+  #decodeKept(ids: readonly number[], kept: readonly number[]): string {
+    const at = ids.findIndex((id) => kept.includes(id))
+    if (at < 0) return this.decode(ids)
+    const mark = this.decode([ids[at]], { skipsSpecial: false })
+    return this.decode(ids.slice(0, at)) + mark + this.#decodeKept(ids.slice(at + 1), kept)
   }
 }
 

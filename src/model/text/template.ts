@@ -1,6 +1,7 @@
 // The interface of a chat template, which renders messages as text.
 
 import type { Span } from './added-tokens.js'
+import type { CallForm } from './calls/call.js'
 import type { MessageOfParts } from './chat.js'
 
 /** If a model lists several templates, this name is used, unless the chat has tools and a template for tools exists. */
@@ -21,7 +22,8 @@ export interface RenderedChat {
   readonly generated: readonly Span[]
 }
 
-export interface ChatTemplate {
+/** A template that writes what its source says. */
+export interface PlainTemplate {
   /** The file that it came from, for error messages. */
   readonly name: string
   /** The template's source. If there are several, that of the template for chats without tools. */
@@ -35,6 +37,12 @@ export interface ChatTemplate {
    * @throws DataError if the template refuses them or fails
    */
   render(messages: readonly MessageOfParts[], options: RenderOptions, where: string): RenderedChat
+}
+
+/** A template that gives tools, calls and results a place even if its source has none. */
+export interface ChatTemplate extends PlainTemplate {
+  /** How it asks for calls of functions. */
+  readonly calls: CallForm
 }
 
 export interface TemplateSource {

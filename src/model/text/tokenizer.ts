@@ -64,8 +64,9 @@ export interface Tokenizer {
    *
    * @param after ids of the preceding tokens. Their text is not returned, but it can change the first characters of the
    *   new text
+   * @param kept special tokens that belong to the text
    */
-  stream(after?: readonly number[]): TextStream
+  stream(after?: readonly number[], kept?: readonly number[]): TextStream
   /**
    * Returns how the tokens are spelled, or undefined if the tokenizer's kind is not known.
    *
@@ -256,8 +257,8 @@ class HubTextTokenizer implements Tokenizer {
     return this.#decoder.decode(ids, { skipsSpecial: options.specialTokens !== true })
   }
 
-  stream(after?: readonly number[]): TextStream {
-    return this.#decoder.stream(after)
+  stream(after?: readonly number[], kept?: readonly number[]): TextStream {
+    return this.#decoder.stream(after, kept)
   }
 
   vocabulary(size: number): Vocabulary | undefined {

@@ -127,7 +127,11 @@ async function* writeTexts(
   const requests = await requestsOf(session, form, encoded, mixes, options, isSampled)
   const tokenizer = requireTokenizer(model)
   const texts = requests.map(({ limits, promptIds, seed }, i) => ({
-    ...{ row: new TextRow(limits, tokenizer.stream(promptIds)), seed, promptTokens: encoded[i].ids.length },
+    ...{
+      row: new TextRow(limits, tokenizer.stream(promptIds, encoded[i].keptIds)),
+      seed,
+      promptTokens: encoded[i].ids.length,
+    },
     ...{ cachedTokens: 0, scores: [] as TokenScore[], told: 0 },
     ...{ sampledIds: [] as number[], sampledLogprobs: [] as number[] },
   }))

@@ -7,16 +7,17 @@ import { messageForm, withPlaces } from '../../model/pictures/chat-places.js'
 import type { PictureVectors, PromptPictures } from '../../model/pictures/pictures.js'
 import { type MessageOfParts, messageOfParts, parseChat } from '../../model/text/chat.js'
 import { loadChatTemplate } from '../../model/text/chat-template.js'
-import type { ChatTemplate } from '../../model/text/template.js'
+import type { ChatTemplate, PlainTemplate } from '../../model/text/template.js'
 import type { Tokenizer } from '../../model/text/tokenizer.js'
 import type { ChatOptions } from '../session.js'
-import { callForm, plainMessage, withToolTexts } from './tool-texts.js'
 
 export interface EncodedPrompt {
   readonly ids: readonly number[]
   /** Tokens that end the answer to a chat, in addition to the model's end tokens. */
   readonly endIds: readonly number[]
   readonly stops: readonly string[]
+  /** Special tokens that belong to the text of the answer: the marks of calls. */
+  readonly keptIds?: readonly number[]
   readonly pictures?: PictureVectors | undefined
 }
 
@@ -37,7 +38,7 @@ export async function encodeMessages(
   const tokenizer = requireTokenizer(model)
   const { count = 0, place } = pictures ?? {}
   const check = place === undefined ? undefined : messageOfParts
-  let chat = parseChat({ messages }, where, check).messages
+  const chat = parseChat({ messages }, where, check).messages
   if (chat.at(-1)?.role === 'assistant') {
     throw new DataError({
       where: `${where}, message ${messages.length}`,
@@ -47,17 +48,23 @@ export async function encodeMessages(
   }
   const template = await templateOf(model, chatTemplate ?? recorded)
   if (template === undefined) throw noTemplate(model.directory.name)
-  if (hasNoPlace(template, tools)) chat = withToolTexts(chat, tools)
   const form: MessageForm = place === undefined ? (all) => all : messageForm(template, args, place)
   const written = form(place === undefined ? chat : withPlaces(chat, count, 'last', place))
   const { text } = template.render(written, { args, tools, addGenerationPrompt: true }, where)
   const ids = tokenizer.encode((await pictures?.fill(text)) ?? text, { specialTokens: false })
-  return { ids, ...endOfTurn(template, args, tokenizer, form) }
+  const ended = endOfTurn(template, args, tokenizer, form)
+  return { ids, ...(tools?.length ? withCalls(ended, template, tokenizer) : ended) }
 }
 
-function hasNoPlace(template: ChatTemplate, tools: ChatOptions['tools']): tools is readonly object[] {
-  return tools !== undefined && tools.length > 0 && callForm(template) === 'none'
+/** With the tokens that end an answer with calls, and those that mark calls. */
+function withCalls(ended: Ends, { calls }: ChatTemplate, tokenizer: Tokenizer): Ends & { keptIds: number[] } {
+  const idsOf = (tokens: readonly string[] = []) =>
+    tokens.map((token) => tokenizer.tokenId(token)).filter((id) => id !== undefined)
+  const keptIds = idsOf(calls.tokens).filter((id) => tokenizer.decode([id]) === '')
+  return { ...ended, endIds: [...ended.endIds, ...idsOf(calls.ends)], keptIds }
 }
+
+type Ends = Pick<EncodedPrompt, 'endIds' | 'stops'>
 
 export function noTemplate(model: string): FormatError {
   return new FormatError({
@@ -85,16 +92,15 @@ const [PROBED_ANSWER, PROBED_QUESTION] = ['qzanswerqz', 'qzquestionqz']
 export async function encodeReply(
   model: Model,
   reply: readonly MessageOfParts[],
-  { chatTemplate, chatTemplateArgs: args, tools }: ChatOptions,
+  { chatTemplate, chatTemplateArgs: args }: ChatOptions,
 ): Promise<number[]> {
   const template = await templateOf(model, chatTemplate)
   if (template === undefined) throw noTemplate(model.directory.name)
-  const written = hasNoPlace(template, tools) ? reply.map(plainMessage) : reply
   const answered = [
     { role: 'user', content: 'a' },
     { role: 'assistant', content: PROBED_ANSWER },
   ]
-  const { text } = template.render([...answered, ...written], { args, addGenerationPrompt: true }, 'reply')
+  const { text } = template.render([...answered, ...reply], { args, addGenerationPrompt: true }, 'reply')
   const [, after] = text.split(PROBED_ANSWER)
   if (after === undefined) {
     const what = 'the chat template leaves out earlier answers, so a chat cannot go on in one text'
@@ -105,11 +111,11 @@ export async function encodeReply(
 
 /** Finds what ends a turn: the first special token between an answer and the next question, or else the text there. */
 export function endOfTurn(
-  template: ChatTemplate,
+  template: PlainTemplate,
   args: ChatOptions['chatTemplateArgs'],
   tokenizer: Tokenizer,
   form: MessageForm = (messages) => messages,
-): Pick<EncodedPrompt, 'endIds' | 'stops'> {
+): Ends {
   const question = (content: string) => ({ role: 'user', content })
   const probe = [question('a'), { role: 'assistant', content: PROBED_ANSWER }, question(PROBED_QUESTION)]
   const options = { args, addGenerationPrompt: false }

@@ -1,13 +1,13 @@
 // What servers ask about prompts and running texts without writing any.
 
 import { checkArgument, checkOptions } from '../../core/base/options.js'
+import type { ToolForm } from '../../model/text/calls/call.js'
 import { mixesOf } from '../adapters/choice.js'
 import { ENCODE_OPTIONS } from '../gen/options.js'
 import type { TextSession } from '../generate/generate.js'
 import { templateOf } from '../generate/messages.js'
 import { encodePrompt, PROMPT } from '../generate/prompts.js'
 import { textFormOf } from '../generate/text-graph.js'
-import { callForm } from '../generate/tool-texts.js'
 import type { AdapterSession, EncodeOptions, Prompt } from '../session.js'
 
 export async function encode(
@@ -21,11 +21,10 @@ export async function encode(
   return (await encodePrompt(session.model, prompt, options, context)).ids
 }
 
-export async function toolForm(session: TextSession, options: EncodeOptions = {}): Promise<'hermes' | 'llama'> {
+export async function toolForm(session: TextSession, options: EncodeOptions = {}): Promise<ToolForm> {
   checkOptions(options, 'toolForm', ENCODE_OPTIONS)
   const { chatTemplate = recordedTemplate(session, options) } = options
-  const template = await templateOf(session.model, chatTemplate)
-  return template !== undefined && callForm(template) === 'llama' ? 'llama' : 'hermes'
+  return (await templateOf(session.model, chatTemplate))?.calls.name ?? 'hermes'
 }
 
 function recordedTemplate(session: TextSession, { adapter }: EncodeOptions): string | undefined {

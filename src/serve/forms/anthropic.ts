@@ -1,11 +1,11 @@
 // /v1/messages, Anthropic's form of a chat: fields → those of OpenAI's chat, and results → messages and events.
 
 import { isObject, jsonIn, objectOf } from '../../core/base/options.js'
+import type { AnswerPart } from '../../model/text/calls/reader.js'
 import type { Fields } from '../fields.js'
 import { invalid, type WireForm } from '../http.js'
 import { chatRequest } from './chat.js'
 import { type AnswerWriter, type Asked, finishReason, type TextForm, type TextRequest } from './form.js'
-import type { AnswerPart } from './tool-calls.js'
 
 const ERROR_TYPES: Readonly<Record<number, string>> = {
   401: 'authentication_error',

@@ -1,12 +1,12 @@
 // /v1/chat/completions: fields → a request, which other forms of chats take too, and texts → OpenAI's choices.
 
 import type { GenerateResult, TokenScore } from '../../api/index.js'
+import type { AnswerReader } from '../../model/text/calls/reader.js'
 import type { Fields } from '../fields.js'
 import { HttpError } from '../http.js'
 import { type ChoiceForm, choicesWriter } from './choices.js'
 import { finishReason, sharedOptions, streaming, type TextForm, type TextRequest } from './form.js'
 import { readMessages } from './messages.js'
-import type { AnswerReader } from './tool-calls.js'
 
 /** @param name the field that holds the messages, for error messages */
 export function chatRequest(fields: Fields, maxTokens: number, name = 'messages'): TextRequest {

@@ -1,9 +1,9 @@
 // Answers with choices, in OpenAI's form: chat completions and completions, whole or in chunks.
 
 import type { GenerateResult, ReadToken, TokenScore } from '../../api/index.js'
+import type { AnswerPart, AnswerReader } from '../../model/text/calls/reader.js'
 import { seconds } from '../adapters.js'
 import type { AnswerWriter, Asked, TextRequest } from './form.js'
-import type { AnswerPart, AnswerReader } from './tool-calls.js'
 
 export interface ChoiceForm {
   readonly object: string

@@ -8,9 +8,9 @@ import type {
   Prompt,
   TokenScore,
 } from '../../api/index.js'
+import type { AnswerPart, AnswerReader } from '../../model/text/calls/reader.js'
 import type { Fields } from '../fields.js'
 import { HttpError } from '../http.js'
-import type { AnswerPart, AnswerReader } from './tool-calls.js'
 
 export interface TextRequest {
   readonly prompts: readonly Prompt[]

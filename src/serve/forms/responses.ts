@@ -3,12 +3,12 @@
 import type { GenerateResult, MessageOfParts } from '../../api/index.js'
 import { resolveSampling } from '../../api/parts/entry.js'
 import { isObject } from '../../core/base/options.js'
+import type { ToolCall } from '../../model/text/calls/reader.js'
 import { seconds } from '../adapters.js'
 import type { Fields } from '../fields.js'
 import { invalid } from '../http.js'
 import { chatRequest } from './chat.js'
 import { type AnswerWriter, type Asked, finishReason, type TextForm, type TextRequest } from './form.js'
-import type { ToolCall } from './tool-calls.js'
 
 /** Fields of a response → those of a chat. */
 function responseRequest(fields: Fields, maxTokens: number): TextRequest {

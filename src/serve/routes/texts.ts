@@ -1,8 +1,9 @@
 // Writes the texts of a request, in any form: waits for a place, runs the session, and gives the form what it writes.
 
+import { callFormNamed, functionsOf } from '../../model/text/calls/forms.js'
+import { AnswerReader } from '../../model/text/calls/reader.js'
 import type { Fields } from '../fields.js'
 import type { TextForm, TextRequest } from '../forms/form.js'
-import { AnswerReader } from '../forms/tool-calls.js'
 import { structureOf } from '../forms/tool-prompt.js'
 import { wireOf } from '../forms/wire.js'
 import { type Events, eventStream } from '../http.js'
@@ -50,9 +51,11 @@ async function answer(
     const { images, ...options } = asked.options
     const prompts = asked.prompts.flatMap((prompt) => Array.from({ length: n }, () => prompt))
     const { chatTemplate } = serving.options
-    const structure = options.tools && structureOf(asked, await session.toolForm({ adapter, chatTemplate }))
+    const written = options.tools && callFormNamed(await session.toolForm({ adapter, chatTemplate }))
+    const structure = written && structureOf(asked, written)
+    const functions = functionsOf(options.tools ?? [])
     const most = tools.isParallel ? undefined : 1
-    const rows = prompts.map(() => ({ reader: new AnswerReader(options.tools !== undefined, most), scored: 0 }))
+    const rows = prompts.map(() => ({ reader: new AnswerReader(written, functions, most), scored: 0 }))
     const readers = rows.map(({ reader }) => reader)
     const writer = form.write(asked, {
       ...{ session, fields, adapter, readers, model: serving.modelOf(call) },

@@ -1,10 +1,10 @@
 import { readFileSync } from 'node:fs'
 import { describe, expect, it } from 'vitest'
-import { MemoryDirectory, type Tokenizer } from '../../../src/api/node.js'
+import type { Tokenizer } from '../../../src/api/node.js'
 import { parseChat } from '../../../src/model/text/chat.js'
 import { answerTexts } from '../../../src/model/text/chat-encode.js'
-import { loadChatTemplate } from '../../../src/model/text/chat-template.js'
-import type { ChatTemplate, RenderOptions } from '../../../src/model/text/template.js'
+import { compileChatTemplate } from '../../../src/model/text/compiled-template.js'
+import type { PlainTemplate, RenderOptions } from '../../../src/model/text/template.js'
 import { makeTokenizer } from '../../../src/model/text/tokenizer.js'
 import { goldenPath } from '../../golden.js'
 
@@ -25,14 +25,10 @@ const json = (...path: string[]) => JSON.parse(readFileSync(goldenPath('chat', .
 const expected: Expected = json('expected.json')
 const DATE = { date_string: '26 Jul 2024' }
 
-async function templateOf(name: string, tokens: Record<string, string>): Promise<ChatTemplate> {
+async function templateOf(name: string, tokens: Record<string, string>): Promise<PlainTemplate> {
   const text =
     name === 'borders' ? expected.borders : readFileSync(goldenPath('chat', 'templates', `${name}.jinja`), 'utf8')
-  const directory = new MemoryDirectory({
-    'chat_template.jinja': text,
-    'tokenizer_config.json': JSON.stringify(tokens),
-  })
-  return (await loadChatTemplate(directory)) as ChatTemplate
+  return compileChatTemplate({ name, texts: new Map([['default', text]]), specialTokens: tokens })
 }
 
 /** Adds the templates' special tokens to a tokenizer definition. */

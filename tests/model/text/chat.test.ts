@@ -304,9 +304,9 @@ describe('encodeChat', () => {
   it('keeps a call, its result and the answer together', async () => {
     const call = { role: 'assistant', content: 'call', tool_calls: [{ type: 'function', function: { name: 'f' } }] }
     const turn = [user('now'), call, { role: 'tool', content: 'result' }, assistant('done')]
-    const { examples } = await encode({ messages: [user('long '.repeat(50)), assistant('ok'), ...turn] }, 60)
+    const { examples } = await encode({ messages: [user('long '.repeat(50)), assistant('ok'), ...turn] }, 120)
     expect(textOf(examples[0])).toContain('<user>now</user>')
-    expect(targetsOf(examples[0])).toBe('call</assistant>\ndone</assistant>\n')
+    expect(targetsOf(examples[0])).toMatch(/^call\n<tool_call>\n.*"name": "f".*<\/assistant>\ndone<\/assistant>\n$/s)
   })
 
   it('marks nothing without an answer', async () => {
@@ -362,19 +362,18 @@ describe('encodeChat', () => {
     )
   })
 
-  it('says that tools and calls are lost in a template without a place for them', async () => {
+  it('learns calls in a template without a place for them as sessions show them', async () => {
     const call = { role: 'assistant', tool_calls: [{ type: 'function', function: { name: 'f', arguments: {} } }] }
     const record = {
       tools: [{ type: 'function', function: { name: 'f' } }],
       messages: [user('now'), call, { role: 'tool', content: 'result' }, assistant('done')],
     }
-    const lost = await encode(record, 1e9, PLAIN.replace('m.content', "m.content or ''"))
-    expect(lost.examples.map(targetsOf)).toEqual(['done</assistant>\n'])
-    expect(lost.notes).toEqual([
-      'have tools, for which the chat template has no place',
-      'have tool calls, for which the chat template has no place',
-      'have empty answers, which are not learned',
+    const placed = await encode(record, 1e9, PLAIN)
+    expect(placed.examples.map(targetsOf)).toEqual([
+      '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call></assistant>\ndone</assistant>\n',
     ])
+    expect(textOf(placed.examples[0])).toMatch(/<system>You are a function.*"name":"f".*<tool_response>\nresult/s)
+    expect(placed.notes).toEqual([])
     const whole = PLAIN.replace('{{ m.content }}', '{{ m | tojson }}')
     const kept = await encode(record, 1e9, `{{ tools | tojson }}${whole}`)
     expect(kept.notes).toEqual([])

@@ -6,7 +6,7 @@ import { type Place, readLeniently, writeFile } from '../../../core/base/bytes.j
 import { ConfigError, DataError, UnsupportedError } from '../../../core/base/errors.js'
 import { isObject } from '../../../core/base/options.js'
 import { loadChatTemplate } from '../../../model/text/chat-template.js'
-import type { ChatTemplate } from '../../../model/text/template.js'
+import type { PlainTemplate } from '../../../model/text/template.js'
 import type { ExchangeFormat } from '../exchange-format.js'
 import { GGUF } from '../gguf/gguf-adapters.js'
 
@@ -58,7 +58,7 @@ function modelfile({ directory, file }: Place, shape: TurnShape | undefined): st
   ].join('\n')
 }
 
-function notesOf(base: Place, template: ChatTemplate | undefined, shape: TurnShape | undefined): string[] {
+function notesOf(base: Place, template: PlainTemplate | undefined, shape: TurnShape | undefined): string[] {
   return [
     'ollama create NAME -f Modelfile, in this folder. FROM is read from there: an absolute path is safest',
     ...(base.file === undefined && base.directory.hubId !== undefined
@@ -109,7 +109,7 @@ const CHATS: readonly (readonly Turn[])[] = [
 ]
 
 /** Throws UnsupportedError for a template that does not write chats as turns. */
-export function turnShape(template: ChatTemplate, bos: string): TurnShape {
+export function turnShape(template: PlainTemplate, bos: string): TurnShape {
   const { name } = template
   const refuse = (what: string, got?: string) =>
     new UnsupportedError({

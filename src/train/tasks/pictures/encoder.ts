@@ -147,6 +147,9 @@ export class PictureEncoder implements PictureReader {
     const { name, text, marksGeneration } = plain
     return {
       ...{ name, text, marksGeneration },
+      get calls() {
+        return plain.calls
+      },
       render: (messages, options, where) => {
         const pictures = this.#of(messages)
         const rendered = plain.render(form(messages), options, where)

@@ -1,21 +1,25 @@
 // Calls of functions in the texts of models, in whole and in growing texts.
 
 import { expect, it } from 'vitest'
-import { type AnswerPart, AnswerReader } from '../../src/serve/forms/tool-calls.js'
+import { HERMES } from '../../../src/model/text/calls/hermes.js'
+import { LLAMA } from '../../../src/model/text/calls/llama.js'
+import { type AnswerPart, AnswerReader } from '../../../src/model/text/calls/reader.js'
 
 const call = (name: string, args: string) => ({ type: 'function', function: { name, arguments: args } })
 
+const formOf = (text: string) => (/parameters|answer/.test(text) ? LLAMA : HERMES)
+
 function readWhole(text: string) {
-  const reader = new AnswerReader(true)
+  const reader = new AnswerReader(formOf(text))
   reader.end(text)
   return { content: reader.content, calls: reader.calls }
 }
 
-const HERMES =
+const CALLING =
   'Let me look.\n<tool_call>\n{"name": "a", "arguments": {"x": {"y": "}"}}}\n</tool_call>\n<tool_call>{"name":"b"}</tool_call>'
 
 it('reads Hermes’ and Llama’s forms, and leaves other texts alone', () => {
-  expect(readWhole(HERMES)).toMatchObject({
+  expect(readWhole(CALLING)).toMatchObject({
     content: 'Let me look.',
     calls: [call('a', '{"x": {"y": "}"}}'), call('b', '{}')],
   })
@@ -34,7 +38,7 @@ it('reads Hermes’ and Llama’s forms, and leaves other texts alone', () => {
 })
 
 it.each([
-  HERMES,
+  CALLING,
   '{"name": "c", "parameters": {"z": "\\"}"}}',
   'a <tool_call> b',
   '  words \n\n of <some',
@@ -43,7 +47,7 @@ it.each([
   '<tool_call>{"name": "a", "arguments": {"quote": "open}}</tool_call> after <tool_call>no</tool_call> ',
   '<|python_tag|>{"name": "c", "parameters": {"z": 1}} dropped',
 ])('gives parts of %j that together are the whole', (text) => {
-  const reader = new AnswerReader(true)
+  const reader = new AnswerReader(formOf(text))
   const parts: AnswerPart[] = []
   for (const letter of text) parts.push(...reader.read(letter))
   parts.push(...reader.end(text))
@@ -58,11 +62,11 @@ it.each([
 })
 
 it('streams arguments while they are written, and keeps to one call if asked', () => {
-  const reader = new AnswerReader(true, 1)
+  const reader = new AnswerReader(HERMES, [], 1)
   expect(reader.read('<tool_call>{"name": "a", "arguments": {"x": 1')).toMatchObject([
     { type: 'call', name: 'a' },
     { type: 'arguments', text: '{"x": 1' },
   ])
-  reader.end(HERMES.slice(13))
+  reader.end(CALLING.slice(13))
   expect(reader.calls).toHaveLength(1)
 })
