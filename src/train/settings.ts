@@ -121,7 +121,8 @@ export interface TrainSettings {
    */
   evalEvery: number | undefined
   /**
-   * Whose weights the run ends with: those of the last step, or those of the best evaluation after a step.
+   * Whose weights the run ends with: those of the last step, or those of the best evaluation. If none is
+   * better than the one before the first step, the adapter stays as it was before it.
    * @default last
    */
   keep: Keep

@@ -112,7 +112,7 @@ export async function runLessons(trainer: Learner, lessons: Lessons, input: RunI
     if (isDone && history.samples.at(-1)?.step !== steps) await run.sample(steps)
     // The last evaluation may be the best.
     if (isDone && (history.keepsBest || keepState)) await run.save()
-    const warnings = isDone ? doubtsOf(history.metrics, trainer.parts.adapter, history.keepsBest) : []
+    const warnings = isDone ? doubtsOf(history, trainer.parts.adapter) : []
     const report = { ...history.report(isDone, trainer.sessions.runtimeName), warnings }
     if (isDone) await run.finish(report, await base)
     return report
@@ -225,8 +225,11 @@ class Run {
     if (!Number.isFinite(evaluation.loss)) {
       return this.#fail(`evaluation after step ${step}`, `the loss is ${evaluation.loss}`)
     }
-    if (step === 0) history.best.value(evaluation)
-    else if (history.best.add(evaluation) && history.keepsBest) await this.trainer.engine.keepBest()
+    const { best, keepsBest } = history
+    best.value(evaluation)
+    if (step === 0) best.start = evaluation
+    const isKept = step === 0 || (best.add(evaluation) && best.isGain(evaluation))
+    if (isKept && keepsBest) await this.trainer.engine.keepBest()
     history.evaluations.push(evaluation)
     input.on.evaluation?.({ ...evaluation, metrics: { ...evaluation.metrics } })
     if (step > 0) await this.sample(step)

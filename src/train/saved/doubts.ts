@@ -2,6 +2,7 @@
 
 import type { LoraAdapter } from '../../lora/adapter.js'
 import type { StepMetrics } from '../report.js'
+import type { History } from './history.js'
 
 const NO_SIGNAL = 'no text was better than another: nothing was learned'
 
@@ -18,17 +19,22 @@ export function hasSignal({ rewards }: StepMetrics): boolean {
   return rewards === undefined || rewards.withoutSignal < 1
 }
 
-/** `keepsBest`: the adapter has the weights of the best evaluation, whatever came after it. */
-export function doubtsOf(steps: readonly StepMetrics[], adapter: LoraAdapter, keepsBest: boolean): string[] {
+export function doubtsOf(
+  { metrics: steps, keepsBest, withoutGain }: Pick<History, 'metrics' | 'keepsBest' | 'withoutGain'>,
+  adapter: LoraAdapter,
+): string[] {
   if (steps.every(({ learningRate }) => learningRate === 0)) {
     return ['no step had a learning rate above 0: nothing was learned']
   }
   if (!steps.some(hasSignal)) return [NO_SIGNAL]
+  // These weights are the start's.
+  if (keepsBest && withoutGain.length > 0) return withoutGain
   const layers = adapter.parts('linear')
   if (layers.length > 0 && layers.every(({ weightB }) => weightB.data.every((value) => value === 0))) {
     return ['every B is still all zeros: the layers learned nothing']
   }
-  return keepsBest ? [] : divergence(steps)
+  // The best evaluation may have come before the loss rose.
+  return keepsBest ? [] : [...divergence(steps), ...withoutGain]
 }
 
 function divergence(steps: readonly StepMetrics[]): string[] {

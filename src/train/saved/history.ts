@@ -56,6 +56,7 @@ export class History {
     for (const step of metrics) this.metrics.push(step)
     this.best.state = best
     for (const evaluation of evaluations) this.evaluations.push(evaluation)
+    this.best.start = evaluations.find(({ step }) => step === 0)
     for (const sample of samples) this.samples.push(sample)
   }
 
@@ -87,9 +88,20 @@ export class History {
     }
   }
 
+  /** A run whose weights are not better than before it says so. */
+  get withoutGain(): string[] {
+    const { best, latest } = this
+    const after = this.keepsBest ? best.state?.best : latest
+    if (best.start === undefined || after === undefined || best.isGain(after)) return []
+    const end = this.keepsBest
+      ? 'so the adapter is as it was before it'
+      : "`keep: 'best'` would keep the adapter as it was"
+    return [`the run made nothing better (${best.changeTo(after)}), ${end}`]
+  }
+
   report(isDone: boolean, runtime: string): Omit<RunReport, 'warnings'> {
     const { metrics, steps, evaluations, samples } = this
-    const kept = this.keepsBest ? this.best.state?.best : undefined
+    const kept = this.keepsBest ? this.best.kept : undefined
     const before = evaluations[0]?.loss
     const after = isDone ? (kept ?? this.latest) : undefined
     const rewards = metrics.flatMap(({ rewards }) => rewards?.reward ?? [])

@@ -184,6 +184,29 @@ describe('train --gate', () => {
     expect(weights()).not.toBe(before)
   })
 
+  it('judges vectors by the places of the right texts', async () => {
+    const encoder = join(root, 'tests/golden/text-classification/encoder')
+    const vectors = join(scratch, 'vectors')
+    const pairs = join(root, 'models/data/pairs.jsonl')
+    await lowrankHere(
+      'train',
+      '--task',
+      'embedding',
+      '--model',
+      encoder,
+      '--data',
+      pairs,
+      '--out',
+      vectors,
+      ...quick,
+      '1e-3',
+    )
+    const again = ['train', '--adapter', vectors, '--model', encoder, '--task', 'embedding', '--data', pairs, '--json']
+    const { code, stdout, stderr } = await lowrankHere(...again, '--gate', pairs, ...quick, '1e-9')
+    expect([code, stderr]).toEqual([0, expect.stringMatching(/was replaced: the mrr on 6 held-out records/)])
+    expect(JSON.parse(stdout).gate).toMatchObject({ isReplaced: true, difference: { value: 0, low: 0 } })
+  })
+
   it('keeps the adapter if one record is all that there is to compare', async () => {
     const before = weights()
     const one = join(scratch, 'one.jsonl')

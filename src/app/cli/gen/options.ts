@@ -155,7 +155,7 @@ export const FLAGS = {
     saveEvery: { form: 'number', about: 'number of steps between two saves of adapter and state. Default: saves only at the end and when interrupted', range: 'an integer of at least 1' },
     packing: { form: 'switch', about: 'puts short records together into rows of --max-length tokens (512 without it). No record sees another' },
     evalEvery: { form: 'number', about: 'number of steps between two evaluations. Needs --eval-data or --eval-split. Default: only before and after training, and with --keep best or --early-stopping also after each pass over the data', range: 'an integer of at least 1' },
-    keep: { form: 'word', about: 'whose weights the run ends with: those of the last step, or those of the best evaluation after a step', words: ['last', 'best'], fallback: 'last' },
+    keep: { form: 'word', about: 'whose weights the run ends with: those of the last step, or those of the best evaluation. If none is better than the one before the first step, the adapter stays as it was before it', words: ['last', 'best'], fallback: 'last' },
     bestMetric: { form: 'text', about: 'the measure that tells the best evaluation: loss, or a metric of the task, such as accuracy or mrr. Lower is better for loss and perplexity, higher for all others', fallback: 'loss', placeholder: 'NAME' },
     earlyStopping: { form: 'number', about: 'ends the run after this many evaluations in a row without a better one. Default: never', range: 'an integer of at least 1' },
   },

@@ -157,7 +157,8 @@ export const train = defineCommand({
     }
     if (stoppedEarly)
       say(`Ended early, after ${counted(options.earlyStopping!, 'evaluation')} in a row without a better one.`)
-    if (!interrupted && keptStep < report.steps) say(`Kept the weights of step ${keptStep}, whose evaluation was best.`)
+    if (!interrupted && keptStep > 0 && keptStep < report.steps)
+      say(`Kept the weights of step ${keptStep}, whose evaluation was best.`)
     say(
       `${interrupted ? 'Stopped' : 'Done'} after ${counted(report.steps, 'step')} in ${duration(report.seconds * 1000)}: ` +
         `${counted(report.trainableParams, 'parameter')} in ${colors.bold(out)}`,
@@ -291,13 +292,16 @@ async function passGate(
     return EXIT_INTERRUPTED
   }
   const node = await import('../../../api/node.js')
-  const { models, records } = await node.evaluate({
+  const { models, records, differBy, lowerIsBetter } = await node.evaluate({
     ...{ model: model as Source, dtype, data: gate, task: report.task as TrainOptions['task'], taskOptions },
     ...{ columns, maxLength, chatTemplate, chatTemplateArgs, device: options.device, threads: options.threads },
     adapters: { before: await node.loadAdapter(folder), after: adapter },
     against: 'before',
   })
-  const difference = models.find(({ name }) => name === 'after')!.differences!.loss
+  const differences = models.find(({ name }) => name === 'after')!.differences!
+  // A loss that belongs to a whole batch has no interval, but a metric of each record has.
+  const metric = differences.loss.low === null ? (differBy ?? 'loss') : 'loss'
+  const difference = differences[metric]
   const { value, low, high } = difference
   const isReplaced = difference.isNoWorse
   if (isReplaced) {
@@ -306,12 +310,15 @@ async function passGate(
       throw error
     })
   }
+  const side = lowerIsBetter.includes(metric)
+    ? 'down: the whole interval must be at or below 0'
+    : 'up: the whole interval must be at or above 0'
   const interval = low === null || high === null ? '' : ` (95 %: ${low.toFixed(4)} to ${high.toFixed(4)})`
-  const fact = `the loss on ${records} held-out records changed by ${value.toFixed(4)}${interval}`
+  const fact = `the ${metric} on ${records} held-out records changed by ${value.toFixed(4)}${interval}`
   say(
     isReplaced
       ? `${colors.bold(folder)} was replaced: ${fact}.`
-      : `${colors.bold(folder)} stays as it was: ${fact}, and not surely down: the whole interval must be at or below 0.`,
+      : `${colors.bold(folder)} stays as it was: ${fact}, and not surely ${side}.`,
   )
   if (json) printDocument({ ...report, gate: { records, difference, isReplaced }, out: folder })
   return 0
