@@ -131,11 +131,11 @@ export interface TrainReport {
   /** Steps in which no text had a better reward than another of its group, if the run learned from rewards. */
   stepsWithoutSignal?: number
   /**
-   * Reasons to doubt that the run has learned: no learning rate above 0, no signal, every B still zeros, an evaluation no better than before, a loss that
-   * rose. Empty if there are none, or if the run was interrupted.
+   * Reasons to doubt that the run has learned: no learning rate above 0, no signal, every B still zeros, a loss that
+   * rose, or an evaluation that is not better than before. Empty if there are none, or if the run was interrupted.
    */
   warnings: string[]
-  /** The step whose weights the adapter has: the last, or with `keep: 'best'` that of the best evaluation, perhaps 0. */
+  /** The step whose weights the adapter has: the last, or with `keep: 'best'` that of the best evaluation; may be 0. */
   keptStep: number
   /** True if `earlyStopping` ended the run before its last step. */
   stoppedEarly: boolean

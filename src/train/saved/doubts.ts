@@ -2,7 +2,6 @@
 
 import type { LoraAdapter } from '../../lora/adapter.js'
 import type { StepMetrics } from '../report.js'
-import type { History } from './history.js'
 
 const NO_SIGNAL = 'no text was better than another: nothing was learned'
 
@@ -19,16 +18,20 @@ export function hasSignal({ rewards }: StepMetrics): boolean {
   return rewards === undefined || rewards.withoutSignal < 1
 }
 
-export function doubtsOf(
-  { metrics: steps, keepsBest, withoutGain }: Pick<History, 'metrics' | 'keepsBest' | 'withoutGain'>,
-  adapter: LoraAdapter,
-): string[] {
+/** What is known of a run at its end. `withoutGain` has a sentence if no evaluation was better than the first. */
+interface Judged {
+  readonly metrics: readonly StepMetrics[]
+  readonly keepsBest: boolean
+  readonly withoutGain: readonly string[]
+}
+
+export function doubtsOf({ metrics: steps, keepsBest, withoutGain }: Judged, adapter: LoraAdapter): string[] {
   if (steps.every(({ learningRate }) => learningRate === 0)) {
     return ['no step had a learning rate above 0: nothing was learned']
   }
   if (!steps.some(hasSignal)) return [NO_SIGNAL]
   // These weights are the start's.
-  if (keepsBest && withoutGain.length > 0) return withoutGain
+  if (keepsBest && withoutGain.length > 0) return [...withoutGain]
   const layers = adapter.parts('linear')
   if (layers.length > 0 && layers.every(({ weightB }) => weightB.data.every((value) => value === 0))) {
     return ['every B is still all zeros: the layers learned nothing']
