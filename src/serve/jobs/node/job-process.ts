@@ -148,7 +148,8 @@ async function check(): Promise<void> {
     file: evalData !== undefined && where.startsWith(evalData) ? 'validation_file' : 'training_file',
     message: message.replaceAll(`${folder}${path.sep}`, ''),
   }))
-  if (learnable === 0) problems.push({ file: 'training_file', message: 'no record has a text to learn' })
+  if (learnable === 0 && problems.length === 0)
+    problems.push({ file: 'training_file', message: 'no record has a text to learn' })
   if (problems.length > 0) return tell({ kind: 'invalid', problems })
   for (const [note, count] of Object.entries(notes)) await warn(`${count} records ${note}`)
   await tell({ kind: 'checked', records: learnable, ...found })
