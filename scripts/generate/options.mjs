@@ -163,7 +163,6 @@ const KINDS = {
   Source: ['SOURCE', 'src/model/source-values.ts', 'source'],
   Target: ['TARGET', 'src/model/source-values.ts', 'target'],
   TokenChoice: ['TOKEN', 'src/model/source-values.ts', 'token'],
-  LoopName: ['NAME', BASE, 'text'],
   TaskName: ['NAME', BASE, 'text'],
 }
 

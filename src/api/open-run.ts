@@ -11,16 +11,16 @@ import { LORA_CONFIG } from '../lora/gen/options.js'
 import { defaultTargetModules } from '../lora/peft/default-targets.js'
 import type { Model, TextModel } from '../model/model-folder.js'
 import { MODEL } from '../model/source-values.js'
-import type { RunSources } from '../train/about-run.js'
 import type { GraderModel } from '../train/loop/graders/forms.js'
-import type { Reward } from '../train/loop/graders/rewards.js'
-import type { TeacherServer, TrainInput, TrainingData, TrainOptions, TrainResult } from '../train/options.js'
+import { endReward, type Reward } from '../train/loop/graders/rewards.js'
+import type { TrainInput, TrainingData, TrainOptions, TrainResult } from '../train/options.js'
 import type { DataReport } from '../train/rows/check.js'
+import type { RunContext, RunSources } from '../train/run.js'
 import { defaultsOf } from '../train/settings.js'
 import { noTemplateForChats } from '../train/tasks/causal-lm.js'
-import type { TaskFacts } from '../train/tasks/task.js'
-import { checkTrainedTask, isLoopName, tasksFor } from '../train/tasks/tasks.js'
-import { type RunContext, train as trainOpened } from '../train/train.js'
+import type { TaskFacts, TeacherServer } from '../train/tasks/task.js'
+import { checkReadByTask, checkTaskName, tasksFor } from '../train/tasks/tasks.js'
+import { train as trainOpened } from '../train/train.js'
 import { openAdapter } from './adapters.js'
 import { CHECK_DATA_OPTIONS, TRAIN_OPTIONS } from './gen/options.js'
 import { type LoadModelOptions, loadForRecords, loadModel, requireChatTemplate } from './model.js'
@@ -60,12 +60,7 @@ export interface CheckDataOptions
 }
 
 export async function train(options: TrainOptions, wait?: () => Promise<void> | undefined): Promise<TrainResult> {
-  return withTraining(options, async (opened, context) => {
-    const surroundings = { ...context, wait }
-    if (opened.task === 'grpo') return (await import('../train/loop/grpo.js')).trainOnRewards(opened, surroundings)
-    if (opened.task === 'distill') return (await import('../train/loop/distill.js')).distill(opened, surroundings)
-    return trainOpened(opened, surroundings)
-  })
+  return withTraining(options, (opened, around) => trainOpened(opened, { ...around, wait }))
 }
 
 export async function withTraining<T>(
@@ -74,31 +69,28 @@ export async function withTraining<T>(
 ): Promise<T> {
   const nested = { config: Object.keys(LORA_CONFIG) }
   checkOptions(options, 'train', TRAIN_OPTIONS, { nested })
-  checkReadByTask(options)
+  await checkReadByTask(options)
   resolveConfig(options.config)
   const { openExampleFile } = platform()
   let file: ReturnType<NonNullable<typeof openExampleFile>> | undefined
-  let closeTeacher: (() => Promise<void>) | undefined
+  let input: TrainInput | undefined
   return withOpened(options, async (model, data, evalData) => {
     const { dtype: _, ...rest } = options
     const adapter = options.adapter === undefined ? undefined : await openAdapter(options.adapter, 'adapter')
     const config = withDefaultTargets(options, model)
-    const teacher = await openTeacher(options)
-    if (teacher !== undefined && teacher !== options.teacher && !('url' in teacher))
-      closeTeacher = () => teacher.close()
-    const opened = {
+    input = {
       ...rest,
       model,
       data,
       evalData,
       config,
       adapter,
-      teacher,
+      teacher: await openTeacher(options),
       rewards: await openRewards(options),
       decodeImage: options.decodeImage ?? platform().decodeImage,
       out: options.out === undefined ? undefined : openTarget(options.out, 'out'),
     }
-    return work(opened, {
+    return work(input, {
       limits: memoryLimits(model),
       memoryUse: platform().memoryUse,
       exampleFile: openExampleFile && (() => (file ??= openExampleFile())),
@@ -108,32 +100,10 @@ export async function withTraining<T>(
     })
   }).finally(async () => {
     file?.close()
-    await closeTeacher?.()
+    const { teacher, rewards = [] } = input ?? {}
+    for (const reward of rewards) endReward(reward)
+    if (teacher !== undefined && teacher !== options.teacher && !('url' in teacher)) await teacher.close()
   })
-}
-
-/** Options that only one task reads. */
-const OF_ONE_TASK = { rewards: 'grpo', graderModels: 'grpo', onTurn: 'grpo', teacher: 'distill' } as const
-
-/** Options that mean nothing if the model writes the texts that it learns from. */
-const OF_RECORDS = [
-  ...(['evalData', 'evalSplit', 'evalEvery', 'earlyStopping', 'packing', 'sample', 'newHead'] as const),
-  ...(['skipInvalid', 'decodeImage'] as const),
-]
-
-/** Refuses options that the task would ignore. */
-function checkReadByTask(options: TrainOptions): void {
-  const { task, keep } = options
-  for (const [where, only] of Object.entries(OF_ONE_TASK)) {
-    const isGuide = where === 'teacher' && options.taskOptions?.loss === 'CachedGISTEmbed'
-    if (options[where as keyof typeof OF_ONE_TASK] === undefined || task === only || isGuide) continue
-    throw new ConfigError({ where, what: `only with the task ${only}`, got: task ?? 'no task' })
-  }
-  if (!isLoopName(task)) return
-  const ignored = OF_RECORDS.find((name) => options[name])
-  if (ignored !== undefined) throw new ConfigError({ where: ignored, what: `not with the task ${task}` })
-  if (keep !== 'best') return
-  throw new ConfigError({ where: 'keep', what: `not with the task ${task}`, expected: 'last' })
 }
 
 async function openTeacher({ teacher, signal }: TrainOptions): Promise<Model | TeacherServer | undefined> {
@@ -215,7 +185,7 @@ export async function withOpened<T, M extends Model | Source | undefined, L exte
   load: (source: Source, options: LoadModelOptions) => Promise<Model | L> = loadModel,
 ): Promise<T> {
   const { model, dtype, data, evalData, signal, task } = options
-  if (task !== undefined) checkTrainedTask(task)
+  if (task !== undefined) checkTaskName(task)
   const isOpen = model === undefined || MODEL.accepts(model)
   if (isOpen && dtype !== undefined) {
     throw new ConfigError({ where: 'dtype', what: 'only for models that are not open yet' })

@@ -16,14 +16,19 @@ import { openFolder, openTarget } from './sources.js'
 
 export async function openTrainer(model: Model | Source, options: TrainerOptions = {}): Promise<Trainer> {
   checkOptions(options, 'openTrainer', TRAINER_OPTIONS, { nested: { config: Object.keys(LORA_CONFIG) } })
-  const { Trainer } = await import('../train/loop/trainer.js')
-  const { dtype, ...rest } = options
+  const [{ Trainer }, { startRun }, { scoredTokens }] = await Promise.all([
+    import('../train/loop/trainer.js'),
+    import('../train/start-run.js'),
+    import('../train/loop/token-scores.js'),
+  ])
+  const { dtype, entropy = false, ...rest } = options
   const adapter = options.adapter === undefined ? undefined : await openAdapter(options.adapter, 'adapter')
   const resume = options.resume === undefined ? undefined : await openFolder(options.resume, 'resume')
-  const open = (opened: Model, closesModel: boolean) => {
+  const open = async (opened: Model, closesModel: boolean) => {
     const config = withDefaultTargets(options, opened)
-    const surroundings = { limits: memoryLimits(opened), closesModel, openTarget }
-    return Trainer.open(opened, { ...rest, config, adapter, resume }, surroundings)
+    const given = { ...rest, model: opened, data: [], config, adapter, resume: undefined }
+    const run = await startRun(given, { limits: memoryLimits(opened), task: scoredTokens(entropy) })
+    return Trainer.open(run, { resume, closesModel, openTarget })
   }
   if (MODEL.accepts(model)) return open(model as Model, false)
   return closingOnError(await loadModel(model as Source, { dtype }), (opened) => open(opened, true))

@@ -2,8 +2,9 @@
 
 import { inspectAdapter } from '../lora/peft/inspect.js'
 import type { StepMetrics } from '../train/report.js'
+import { tokenLengths } from '../train/rows/facts.js'
+import type { Run } from '../train/run.js'
 import type { RunReport } from '../train/saved/history.js'
-import type { CardSources } from '../train/saved/model-card.js'
 import type { Section } from './report/page.js'
 import { reportPage } from './report/page.js'
 import { runReport } from './report/run.js'
@@ -12,7 +13,7 @@ const SHOWN_LABELS = 20
 const number = (value: number) => value.toLocaleString('en')
 
 export async function pageOfRun(
-  { options, sources, task, adapter, settings, facts: data, lengths: count }: CardSources,
+  { options, around, task, adapter, settings, facts: data, records }: Run,
   report: RunReport,
   steps: readonly StepMetrics[],
 ): Promise<string> {
@@ -21,8 +22,8 @@ export async function pageOfRun(
   const { rank, alpha, dropout, seed } = adapter.config
   const facts: [string, string][] = [
     ['base', adapter.config.baseModel ?? 'not named'],
-    ['task', task],
-    ['data', [sources?.data ?? 'records in memory'].flat().join(', ')],
+    ['task', task.name],
+    ['data', [around.sources?.data ?? 'records in memory'].flat().join(', ')],
     ['steps', `${number(report.steps)}, with ${number(report.tokens)} tokens`],
   ]
   const [first, last] = [report.evaluations[0], report.evaluations.at(-1)]
@@ -35,7 +36,7 @@ export async function pageOfRun(
     ])
   }
   facts.unshift(...report.warnings.map((warning): [string, string] => ['warning', warning]))
-  const lengths = count?.()
+  const lengths = tokenLengths(task, records.kept.examples)
   if (lengths) {
     const { least, median, most } = lengths
     facts.push(['lengths of records', `${number(least)} to ${number(most)} tokens, the median ${number(median)}`])

@@ -1,10 +1,9 @@
 // Facts that a run writes down about itself: the base in the adapter's config, run.json, and the model card.
 
 import { type LoraConfig, type LoraConfigInput, resolveConfig } from '../lora/config.js'
-import type { DtypeChoice } from '../model/graph-file.js'
 import type { Model } from '../model/model-folder.js'
-import type { TrainInput, TrainOptions } from './options.js'
-import { TRAIN_DEFAULTS, type TrainSettings } from './settings.js'
+import type { Run } from './run.js'
+import { TRAIN_DEFAULTS } from './settings.js'
 
 /** The id or the path that was opened: config.json's own name can be that of another model. */
 export function baseNameOf({ directory }: Pick<Model, 'directory'>): Pick<LoraConfigInput, 'peftFields'> & {
@@ -14,16 +13,6 @@ export function baseNameOf({ directory }: Pick<Model, 'directory'>): Pick<LoraCo
   // Without the dot, a relative path such as models/x would be an id on the Hub to those who read it.
   const path = /^([./\\]|[a-z][\w+.-]*:)/i.test(name) ? name : `./${name}`
   return { baseModel: hubId ?? path, ...(hubRevision !== undefined && { peftFields: { revision: hubRevision } }) }
-}
-
-export interface RunSources {
-  readonly model: string
-  readonly dtype?: DtypeChoice | undefined
-  readonly data: string | readonly string[]
-  readonly evalData?: string | readonly string[] | undefined
-  readonly teacher?: TrainOptions['teacher']
-  readonly rewards?: TrainOptions['rewards']
-  readonly graderModels?: TrainOptions['graderModels']
 }
 
 /** Options that repeat a run, beside its settings and its config. */
@@ -42,19 +31,19 @@ const RECORDED = [
   'modules',
 ] as const
 
+/** The task's options, of which keys are written nowhere. */
+export function taskOptionsOf({ taskOptions = {} }: Run['options']): Readonly<Record<string, unknown>> {
+  const { teacherKey: _, ...others } = taskOptions
+  return others
+}
+
 /**
  * Returns the options that repeat the run. They do not have the output, since a repeated run goes somewhere else.
- * Returns undefined if the adapter came from memory.
+ * Returns undefined if the adapter or the data came from memory.
  */
-export function runRecord(
-  options: Omit<TrainInput, 'model' | 'data' | 'evalData'>,
-  sources: RunSources,
-  { settings, config }: { settings: TrainSettings; config: LoraConfig },
-): string | undefined {
-  if (options.adapter !== undefined) return undefined
-  // Keys are in no file.
-  const { teacherKey: _, ...taskOptions } = options.taskOptions ?? {}
-  const given = { ...options, ...(options.taskOptions && { taskOptions }) }
+export function runRecord({ options, around: { sources }, settings, config }: Run): string | undefined {
+  if (sources === undefined || options.adapter !== undefined) return undefined
+  const given = { ...options, taskOptions: options.taskOptions && taskOptionsOf(options) }
   const recorded = Object.fromEntries(RECORDED.map((name) => [name, given[name]]))
   const { warmupRatio, ...others } = settings
   const warmup = settings.warmupSteps === undefined ? { warmupRatio } : {}

@@ -14,7 +14,7 @@ import type { Grader, GraderModel } from './loop/graders/forms.js'
 import type { OnTurn, Reward } from './loop/graders/rewards.js'
 import type { TrainEvents, TrainReport } from './report.js'
 import type { Preset, TrainSettings } from './settings.js'
-import type { LoopName, TaskName } from './tasks/tasks.js'
+import type { TaskName, TeacherServer } from './tasks/task.js'
 
 /**
  * A file of records, or a folder of such files: its path (not in browsers), a Blob such as a picked File, or one that
@@ -85,7 +85,7 @@ export interface TrainOptions extends Optional<TrainSettings> {
    * The task. Default: the one that the fields of the first record fit, such as `dpo` for `chosen` and `rejected`, if
    * the model can be trained for it; else `causal-lm`, or `seq2seq` for a model with an encoder and a decoder.
    */
-  readonly task?: TaskName | LoopName | undefined
+  readonly task?: TaskName | undefined
   /**
    * For the task `grpo`: what judges a text by a number. Functions, graders in the form of OpenAI, or the path of a
    * JSON file with graders, or of a module that exports functions, perhaps with `weights` by their names. Such a module
@@ -212,11 +212,6 @@ export interface TrainOptions extends Optional<TrainSettings> {
    * else nothing. `{}` is silent.
    */
   readonly on?: TrainEvents | undefined
-}
-
-/** A model at a server with OpenAI's API: its address up to /v1. */
-export interface TeacherServer {
-  readonly url: string
 }
 
 interface OpenParts {

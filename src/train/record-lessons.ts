@@ -2,33 +2,27 @@
 // task compares with them.
 
 import type { Learner } from './learner.js'
-import type { TrainEvents } from './report.js'
-import { type Batch, batchOf, EpochPlan, type MicroBatch, planEvaluation, stepsPerEpoch } from './rows/batches.js'
-import type { Sampler } from './samples.js'
-import type { TrainSettings } from './settings.js'
-import type { Examples, OpenTask } from './tasks/task.js'
-import type { Lessons } from './training-loop.js'
-
-export interface RecordParts {
-  readonly settings: TrainSettings
-  readonly examples: Examples<unknown>
-  /** {@link OpenTask.cost} of each example. */
-  readonly costs: Int32Array
-  readonly evalExamples: Examples<unknown> | undefined
-  readonly sampler: Sampler | undefined
-  readonly signal: AbortSignal | undefined
-  readonly on: TrainEvents
-}
+import {
+  type Batch,
+  batchOf,
+  costsOf,
+  type MicroBatch,
+  planEvaluation,
+  stepPlans,
+  stepsPerEpoch,
+} from './rows/batches.js'
+import type { Lessons, Run } from './run.js'
+import { samplerOf } from './samples.js'
+import type { Examples } from './tasks/task.js'
 
 /** A batch, with the examples that its numbers count. */
 interface Placed extends MicroBatch {
   readonly of: Examples<unknown>
 }
 
-export function recordLessons(trainer: Learner, parts: RecordParts): Lessons {
-  const { settings, examples, costs, evalExamples, sampler, signal, on } = parts
-  const { open, model, adapter } = trainer.parts
-  const { seed } = adapter.config
+export function recordLessons(run: Run, learner: Learner): Lessons {
+  const { open, model, settings, examples, costs, evalExamples, on } = run
+  const { sample = [], signal } = run.options
   const options = {
     batchSize: settings.batchSize,
     accumulation: settings.gradientAccumulation,
@@ -39,12 +33,9 @@ export function recordLessons(trainer: Learner, parts: RecordParts): Lessons {
   const totalSteps = settings.maxSteps ?? Math.ceil(settings.epochs * perEpoch)
   const evaluated = evalExamples ?? []
   const evalPlans = planEvaluation(costsOf(open, evaluated), options).map((plan) => ({ ...plan, of: evaluated }))
-  let pass = { epoch: -1, steps: undefined as unknown as EpochPlan }
-  const planOf = (step: number) => {
-    const epoch = Math.floor(step / perEpoch)
-    if (pass.epoch !== epoch) pass = { epoch, steps: new EpochPlan(costs, seed, epoch, options) }
-    return pass.steps.at(step % perEpoch)
-  }
+  const plans = stepPlans(costs, run.adapter.config.seed, options)
+  const planOf = (step: number) => plans(Math.floor(step / perEpoch), step % perEpoch)
+  const sampler = sample.length === 0 ? undefined : samplerOf(sample, run)
   /** Runs batches without gradients. Returns false if the signal ends it. */
   const runAll = async (
     plans: readonly Placed[],
@@ -55,7 +46,7 @@ export function recordLessons(trainer: Learner, parts: RecordParts): Lessons {
       if (signal?.aborted) return false
       tell(done)
       const batch = batchOf(plan.of, plan)
-      take(await trainer.forward(batch), batch, plan)
+      take(await learner.forward(batch), batch, plan)
     }
     tell(plans.length)
     return true
@@ -70,7 +61,7 @@ export function recordLessons(trainer: Learner, parts: RecordParts): Lessons {
       const batches = plans.map((plan) => batchOf(examples, plan))
       const indices = plans.flatMap((plan) => plan.examples)
       const tokens = indices.reduce((sum, index) => sum + costs[index], 0)
-      return { loss: await trainer.forwardBackward(batches), tokens, examples: indices.length }
+      return { loss: await learner.forwardBackward(batches), tokens, examples: indices.length }
     },
 
     // A resumed run computes the same numbers again, in the same batches.
@@ -111,20 +102,6 @@ export function recordLessons(trainer: Learner, parts: RecordParts): Lessons {
       },
     }),
 
-    ...(sampler && { sample: () => sampler(trainer, options.limit, signal) }),
+    ...(sampler && { sample: () => sampler(learner) }),
   }
-}
-
-export function costsOf(open: OpenTask, examples: Examples<unknown>): Int32Array {
-  if (examples.costs !== undefined) return examples.costs
-  const costs = new Int32Array(examples.length)
-  let i = 0
-  for (const example of examples) costs[i++] = open.cost(example)
-  return costs
-}
-
-export function longestOf(costs: Iterable<number>): number {
-  let longest = 0
-  for (const cost of costs) longest = Math.max(longest, cost)
-  return longest
 }

@@ -16,7 +16,7 @@ const DISTRICTS: Record<string, readonly string[]> = {
   merge: ['core', 'files', 'lora', 'model', 'onnx'],
   train: ['core', 'files', 'lora', 'model', 'onnx', 'run'],
   api: ['core', 'files', 'lora', 'merge', 'model', 'onnx', 'run', 'train'],
-  serve: ['api', 'core', 'files', 'model', 'onnx', 'train'],
+  serve: ['api', 'core', 'files', 'model', 'train'],
   app: ['api', 'core', 'files', 'lora', 'model', 'onnx', 'run', 'serve'],
 }
 
@@ -289,7 +289,8 @@ const LOADING = {
   ],
   // Tasks, formats of adapters and of data, and names of checkpoints.
   tables: [
-    ...['src/train/tasks/tasks.ts', 'src/merge/exchange/formats.ts', 'src/files/data/read-files.ts'],
+    ...['src/train/tasks/tasks.ts', 'src/train/tasks/grpo.ts', 'src/train/tasks/distill.ts'],
+    ...['src/merge/exchange/formats.ts', 'src/files/data/read-files.ts'],
     ...['src/files/data/read-rows.ts', 'src/merge/open.ts', 'src/merge/plan/names/tables.ts', 'src/lora/peft/files.ts'],
   ],
   // Parts that most adapters do not have, messages of graphs that cannot be opened, attention of long texts, Dense

@@ -1,7 +1,8 @@
 import { describe, expect, it } from 'vitest'
 import { parse } from 'yaml'
 import { resolveConfig } from '../../src/lora/config.js'
-import { type CardParts, type CardSources, cardOf, modelCard } from '../../src/train/saved/model-card.js'
+import type { Run } from '../../src/train/run.js'
+import { type CardParts, cardOf, modelCard } from '../../src/train/saved/model-card.js'
 import { causalLm } from '../../src/train/tasks/causal-lm.js'
 import { embedding } from '../../src/train/tasks/embedding.js'
 import { imageClassification } from '../../src/train/tasks/image-classification.js'
@@ -136,21 +137,21 @@ describe('modelCard', () => {
         data: [],
         out: { name: 'out/mine' },
       },
-      sources: { model: path, data: 'a.jsonl' },
-      task: 'causal-lm',
-      use: causalLm.use,
+      around: { sources: { model: path, data: 'a.jsonl' } },
+      task: causalLm,
+      open: {},
       adapter: { config: resolveConfig() },
       settings: {},
       facts: { writers: {} },
-    } as unknown as CardSources
+    } as unknown as Run
     const report = { evalLoss: null, evalMetrics: {}, evaluations: [], steps: 1 }
     const { model } = run.options
     const cardWith = (own: object, sources: object = {}, adapter: object = {}) =>
       cardOf(report, {
         ...run,
         options: { ...run.options, ...own },
-        sources: { ...run.sources!, ...sources },
-        adapter: { ...run.adapter, ...adapter } as CardSources['adapter'],
+        around: { sources: { ...run.around.sources!, ...sources } },
+        adapter: { ...run.adapter, ...adapter } as Run['adapter'],
       })
 
     it('names the type of the graphs in each call, where the folder alone opens others', () => {
@@ -187,7 +188,7 @@ describe('modelCard', () => {
       expect(baseIn('hf:org/tiny@v2')).toBe('org/tiny@v2')
       expect(baseIn('hf:org/tiny@v2/part')).toBe('hf:org/tiny@v2/part')
       const open = { ...run.options, model: { ...model, directory: { ...directory, hubRevision: 'v2' } } }
-      const card = cardOf(report, { ...run, options: open, sources: undefined })
+      const card = cardOf(report, { ...run, options: open, around: {} })
       expect(blocksOf(card, 'sh')[0]).toContain('--model org/tiny@v2 ')
     })
 
@@ -202,7 +203,7 @@ describe('modelCard', () => {
       const repeat = 'lowrank train --config out/mine/run.json --out again'
       expect(cardWith({})).toContain(repeat)
       expect(cardWith({ adapter: {} })).not.toContain('repeat')
-      expect(cardOf(report, { ...run, sources: undefined })).not.toContain('repeat')
+      expect(cardOf(report, { ...run, around: {} })).not.toContain('repeat')
     })
   })
 })

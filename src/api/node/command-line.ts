@@ -22,7 +22,7 @@ import { compileChatTemplate } from '../../model/text/compiled-template.js'
 import { DEFAULT_TEMPLATE } from '../../model/text/template.js'
 import { requireProviders } from '../../onnx/runtime/load.js'
 import { resolveNodeRuntime } from '../../onnx/runtime/node/runtime.js'
-import { promptOf } from '../../train/loop/prompts.js'
+import { promptOf } from '../../train/loop/prompt-rows.js'
 import { openData } from '../sources.js'
 
 export { hasStuckWorker } from '../../onnx/runtime/node/worker.js'

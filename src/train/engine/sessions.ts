@@ -43,6 +43,11 @@ export interface SessionParts {
   readonly on?: TrainEvents
 }
 
+/** The most rows of the training graph's inputs. */
+export function rowsOfRun({ open, settings }: Pick<SessionParts, 'open' | 'settings'>): number {
+  return open.rowsOfBatch ?? (open.rowsOfExample ?? 1) * settings.batchSize
+}
+
 /** The most bytes that copies of weights take; `auto` has no bound of its own. */
 export function copiesOf(memory: TrainSettings['memory']): number {
   return memory === 'low' ? 0 : Number.POSITIVE_INFINITY
@@ -102,7 +107,7 @@ export class TrainingSessions {
     }
     // Pictures all have one size, which no length tells.
     const isText = open.probe.lengths.some(({ name }) => name !== 'batch')
-    const tokens = isText && longest > 0 ? settings.batchSize * (open.rowsOfExample ?? 1) * longest : undefined
+    const tokens = isText && longest > 0 ? rowsOfRun(parts) * longest : undefined
     const training = isTraining
       ? await buildTrainingGraph(model.onnx, runtimeBehind(engine), open, {
           ...optionsFor(longest),
@@ -187,9 +192,10 @@ export class TrainingSessions {
   }
 
   async #open(graph: RunnableGraph): Promise<number> {
-    const { settings, copiedBytes = copiesOf(settings.memory) } = this.parts
+    const { open, settings, copiedBytes = copiesOf(settings.memory) } = this.parts
     // A run that evaluates again and again would open them again and again.
-    if (settings.evalEvery === undefined && !usesBest(settings)) await this.#closeOthers(graph)
+    const takesTurns = open.takesTurns || settings.evalEvery !== undefined || usesBest(settings)
+    if (!takesTurns) await this.#closeOthers(graph)
     const { parameters } = (keepsOnGpu(this.options) && this.training) || {}
     const model = await graph.sessionModel(parameters, copiedBytes)
     const lowMemory = copiedBytes < Number.POSITIVE_INFINITY && parameters !== undefined

@@ -18,8 +18,7 @@ import { joinGraphs } from '../graph/joined-graph.js'
 import { checkTrainableForm } from '../graph/trainable-form.js'
 import { Learner } from '../learner.js'
 import type { TrainInput } from '../options.js'
-import { longestOf } from '../record-lessons.js'
-import { batchOf, planEvaluation } from '../rows/batches.js'
+import { batchOf, longestOf, planEvaluation } from '../rows/batches.js'
 import { encodeContext, encodeRow, withPictures } from '../rows/examples.js'
 import { resolveSettings } from '../settings.js'
 import { withPrompts } from '../tasks/prompts.js'
@@ -261,7 +260,11 @@ export function withVerdicts(
 }
 
 async function taskOf(model: Model, adapters: readonly LoraAdapter[], name: string | undefined): Promise<Task> {
-  if (name !== undefined) return loadTask(name)
+  if (name !== undefined) {
+    const task = await loadTask(name)
+    if (!task.writesTexts) return task
+    throw new ConfigError({ where: 'task', what: `the task ${name} learns from texts of its own, not from records` })
+  }
   const { taskType } = adapters[0]?.config ?? {}
   const taskOfHead = taskType === undefined ? undefined : await taskOfType(taskType)
   return taskOfHead ?? loadTask(defaultTask(model))

@@ -17,11 +17,12 @@ import type { Example, ParsedRecord } from '../../model/text/records.js'
 import { baseNameOf } from '../about-run.js'
 import type { TrainInput } from '../options.js'
 import { EpochPlan, type PlanOptions, stepsPerEpoch } from '../rows/batches.js'
+import type { RunContext } from '../run.js'
+import { startRun } from '../start-run.js'
 import type { AnswerPair } from '../tasks/dpo.js'
 import type { JudgedRow } from '../tasks/kto.js'
-import type { Examples } from '../tasks/task.js'
-import { isLoopName, type TaskName } from '../tasks/tasks.js'
-import { prepare, type RunContext } from '../train.js'
+import type { Examples, TaskName } from '../tasks/task.js'
+import { loadTask } from '../tasks/tasks.js'
 import { readmeOf } from './readme.js'
 import { type HandedRun, trlSettings, withoutCounterpart } from './settings-file.js'
 
@@ -103,7 +104,8 @@ export async function handOff(
 }
 
 async function recordParts(options: TrainInput, context: RunContext, rows: HandoffSettings['rows']) {
-  if (isLoopName(options.task)) throw cannotBeHandedOff(options.task)
+  const { writesTexts = false } = options.task === undefined ? {} : await loadTask(options.task)
+  if (writesTexts) throw cannotBeHandedOff(options.task!)
   const parsed: [unknown[], unknown[]] = [[], []]
   let cutChats = 0
   const onRow: RunContext['onRow'] = (row, { examples, isTruncated }, isEvaluation) => {
@@ -111,8 +113,9 @@ async function recordParts(options: TrainInput, context: RunContext, rows: Hando
     if (isTruncated && examples.length > 0 && (row as Partial<ParsedRecord>).kind === 'chat') cutChats++
   }
   const plain = { ...options, packing: false, out: undefined }
-  const { parts, run: planned, encoded } = await prepare(plain, { ...context, onRow })
-  const task = planned.task as TaskName
+  const run = await startRun(plain, { ...context, onRow, isElsewhere: true })
+  const { examples, costs, evalExamples, adapter, records, open } = run
+  const task = run.task.name as TaskName
   const handed = HANDED[task]
   if (handed === undefined) throw cannotBeHandedOff(task)
   if (rows === 'records' && cutChats > 0) {
@@ -122,21 +125,20 @@ async function recordParts(options: TrainInput, context: RunContext, rows: Hando
       hint: 'Use rows: tokens, or a greater maxLength',
     })
   }
-  const settings = { ...parts.settings, packing: options.packing ?? false }
-  const { examples, costs, evalExamples, adapter } = parts
+  const settings = { ...run.settings, packing: options.packing ?? false }
   const isReadable = rows === 'records' || handed.row === undefined
   const template =
-    encoded.chatTemplate && (handed.marksAnswers ? markedTemplate(encoded.chatTemplate) : encoded.chatTemplate)
+    records.chatTemplate && (handed.marksAnswers ? markedTemplate(records.chatTemplate) : records.chatTemplate)
   // Only the order of the records is needed, so batches may be of any length.
   const plan = { batchSize: settings.batchSize, accumulation: settings.gradientAccumulation, limit: 0 }
   const stepsOfPass = stepsPerEpoch(examples.length, plan)
   const totalSteps = settings.maxSteps ?? Math.ceil(settings.epochs * stepsOfPass)
-  const order = orderOf(adapter.config.seed, costs, { ...plan, inOrder: parts.open.needsNeighbors ?? false })
+  const order = orderOf(adapter.config.seed, costs, { ...plan, inOrder: open.needsNeighbors ?? false })
   const form = { handed, isReadable, hasTemplate: template !== undefined }
   return {
     ...{ command: handed.command, task, taskOptions: options.taskOptions ?? {} },
-    ...{ settings, adapter, template, isReadable, maxLength: encoded.maxLength, totalSteps },
-    isInOrder: totalSteps <= stepsOfPass || parts.open.needsNeighbors === true,
+    ...{ settings, adapter, template, isReadable, maxLength: records.maxLength, totalSteps },
+    isInOrder: totalSteps <= stepsOfPass || open.needsNeighbors === true,
     train: () => linesOf({ examples, parsed: parsed[0] }, order, form),
     evaluation:
       evalExamples &&

@@ -5,7 +5,7 @@ import type { LoraConfig } from '../../lora/config.js'
 import { DRAWN_INITS } from '../../lora/init/inits.js'
 import { ADAMW } from '../engine/optimizer.js'
 import { type TrainSettings, usesBest, warmupStepsOf } from '../settings.js'
-import type { TaskName } from '../tasks/tasks.js'
+import type { TaskName } from '../tasks/task.js'
 
 export interface HandedRun {
   readonly task: TaskName

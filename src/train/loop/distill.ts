@@ -1,9 +1,6 @@
-// Distillation on the student's own texts (Agarwal et al. 2024, arXiv 2306.13649), as in TRL 1.16: the student writes,
-// and a teacher says how it would have gone on. A local teacher gives its whole distribution (DistillationTrainer), a
-// server only the probability of each token (ServerDistillationTrainer).
+// Lessons from a teacher, on the student's own texts.
 
-import { ConfigError, MismatchError, RuntimeError } from '../../core/base/errors.js'
-import { checkOptions } from '../../core/base/options.js'
+import { MismatchError, RuntimeError } from '../../core/base/errors.js'
 import { postJson } from '../../core/base/post-json.js'
 import { LoraAdapter } from '../../lora/adapter.js'
 import { roundUp } from '../../model/inputs/token-batch.js'
@@ -12,16 +9,15 @@ import { type Example, IGNORED } from '../../model/text/records.js'
 import { readGraph } from '../../onnx/view/graph.js'
 import { checkTrainableForm } from '../graph/trainable-form.js'
 import { Learner } from '../learner.js'
-import type { TeacherServer, TrainInput, TrainResult } from '../options.js'
 import { batchOf, planEvaluation } from '../rows/batches.js'
+import type { Lessons, Run } from '../run.js'
 import { resolveSettings } from '../settings.js'
-import { causalLm } from '../tasks/causal-lm.js'
-import { DistilledTokens, TeacherTokens } from '../tasks/distilled-tokens.js'
-import type { RunContext } from '../train.js'
-import { DISTILL_OPTIONS } from './gen/options.js'
+import type { TeacherServer } from '../tasks/task.js'
+import { type DistilledTokens, TeacherTokens } from './distilled-tokens.js'
 import type { LossFunction } from './losses.js'
-import { type PromptRow, trainOnPrompts } from './prompts.js'
-import type { Trainer } from './trainer.js'
+import type { PromptRow } from './prompt-rows.js'
+import { promptLessons, type Written } from './prompts.js'
+import { Trainer } from './trainer.js'
 import type { Sample } from './trainer-options.js'
 
 /** Settings of `train` with the task `distill`, with the names and defaults of TRL's DistillationConfig. */
@@ -63,61 +59,46 @@ export interface DistillOptions {
   readonly teacherKey?: string | undefined
 }
 
-export async function distill(given: TrainInput, context: RunContext): Promise<TrainResult> {
-  const { teacher, model } = given
-  const options = { ...(given.taskOptions as DistillOptions) }
-  checkOptions(options, 'the task distill', DISTILL_OPTIONS)
-  if (teacher === undefined) {
-    throw new ConfigError({
-      where: 'teacher',
-      what: 'missing: the task distill learns from another model',
-      hint: "Give a model, or the address of a server with OpenAI's API up to /v1, as `teacher`",
-    })
-  }
-  const { beta = 1, temperature = 1, maxCompletionLength = 512, topP = 1, topK = 0 } = options
-  const { teacherKey: _, ...others } = options
-  const taskOptions = { ...others, teacher: 'url' in teacher ? teacher.url : teacher.directory.name }
-  const { batchSize, threads } = resolveSettings(given)
+export async function teacherLessons(run: Run, learner: Learner): Promise<Lessons> {
+  const { model, settings, options: given } = run
+  const options: DistillOptions = given.taskOptions ?? {}
+  const { temperature = 1, maxCompletionLength = 512, topP = 1, topK = 0 } = options
   const limits = { maxNewTokens: maxCompletionLength, temperature, topP, topK: topK || Number.POSITIVE_INFINITY }
-  const about = { name: 'distill', taskOptions, rateShare: 1, textsPerPrompt: 1, iterations: 1, batchSize } as const
-  const textsOf = async (trainer: Trainer, rows: readonly PromptRow[], seed: number) => {
+  const teacher = given.teacher!
+  const trainer = new Trainer(learner, run)
+  const write = async (_: Trainer, rows: readonly PromptRow[], seed: number): Promise<Written> => {
     const prompts = rows.map(({ prompt }) => prompt)
-    return (await trainer.sample(prompts, { ...limits, seed })).flat()
+    return { samples: (await trainer.sample(prompts, { ...limits, seed })).flat() }
   }
+  const each = { textsPerPrompt: 1, iterations: 1 }
   if ('url' in teacher) {
-    if (beta !== 1) throw serverOnly('beta', beta)
-    if (temperature !== 1) throw serverOnly('temperature', temperature)
     const server = await openServer(teacher, options, model)
-    return trainOnPrompts(given, context, {
-      ...about,
-      write: async (trainer, rows, seed) => {
-        const samples = await textsOf(trainer, rows, seed)
+    return promptLessons<Written>(run, trainer, {
+      ...each,
+      async write(...given) {
+        const { samples } = await write(...given)
         const reference = await Promise.all(samples.map(({ ids }) => server.logprobs(ids)))
         return { samples: samples.map((sample, i) => ({ ...sample, reference: reference[i] })) }
       },
-      learn: (trainer, { samples }) => trainer.learnFromSamples(samples, sampledDivergence, temperature),
+      learn: (_, { samples }) => trainer.learnFromSamples(samples, sampledDivergence, temperature),
     })
   }
-  if (options.teacherModel !== undefined) {
-    throw new ConfigError({ where: 'teacherModel', what: 'only if the teacher is a server' })
-  }
+  const { batchSize, threads } = settings
   const local = await openTeacher(teacher, model, { temperature, batchSize, threads })
-  try {
-    return await trainOnPrompts(given, context, {
-      ...about,
-      task: new DistilledTokens(model, temperature, beta, local.teach),
-      write: async (trainer, rows, seed) => ({ samples: await textsOf(trainer, rows, seed) }),
-      async learn({ inner }, { samples }) {
-        const examples = samples.map(exampleOf)
-        const limit = model.contextLength ?? Number.POSITIVE_INFINITY
-        const lengths = examples.map(({ inputIds }) => inputIds.length)
-        const plans = planEvaluation(lengths, { batchSize, limit })
-        return { loss: await inner.forwardBackward(plans.map((plan) => batchOf(examples, plan))) }
-      },
-    })
-  } finally {
-    await local.close()
-  }
+  const open = run.open as unknown as DistilledTokens
+  open.teach = local.teach
+  return promptLessons<Written>(run, trainer, {
+    ...each,
+    write,
+    async learn(_, { samples }) {
+      const examples = samples.map(exampleOf)
+      const limit = model.contextLength ?? Number.POSITIVE_INFINITY
+      const lengths = examples.map(({ inputIds }) => inputIds.length)
+      const plans = planEvaluation(lengths, { batchSize, limit })
+      return { loss: await learner.forwardBackward(plans.map((plan) => batchOf(examples, plan))) }
+    },
+    close: local.close,
+  })
 }
 
 function exampleOf({ ids, weights }: Pick<Sample, 'ids' | 'weights'>): Example {
@@ -130,12 +111,11 @@ export async function openTeacher(
   student: Model,
   { temperature, ...given }: { temperature: number; batchSize?: number | undefined; threads?: number | undefined },
 ) {
-  causalLm.check(teacher)
   checkTrainableForm(readGraph(teacher.onnx))
   checkTokenizers(teacher, student)
   const open = new TeacherTokens(teacher, temperature)
   const adapter = new LoraAdapter({ targetModules: [] })
-  const settings = { ...resolveSettings(given), evalEvery: 1 }
+  const settings = resolveSettings(given)
   const trainer = await Learner.open({ model: teacher, open, adapter, modules: undefined, settings }, false)
   await trainer.start()
   return {
@@ -172,15 +152,6 @@ function otherTokenizer(teacher: string, student: Model, got?: string): Mismatch
   })
 }
 
-function serverOnly(where: string, got: number): ConfigError {
-  return new ConfigError({
-    where,
-    what: 'a server tells the probability of each token at temperature 1, not its whole distribution',
-    expected: '1 with a server as teacher, or a model as `teacher`',
-    got: String(got),
-  })
-}
-
 /**
  * For each token, KL(student ‖ teacher) over two outcomes: the sampled token, and any other. This is TRL's
  * `loss_top_k=1` with `loss_add_tail`. `reference` holds the teacher's log-probabilities.
@@ -205,9 +176,6 @@ const MOST = -1e-7
 
 async function openServer({ url }: TeacherServer, options: DistillOptions, student: Model) {
   const { teacherModel: model, teacherKey: key } = options
-  if (model === undefined) {
-    throw new ConfigError({ where: 'teacherModel', what: 'missing: the name of the model at the server that teaches' })
-  }
   const scoresOf = async (prompt: readonly number[]) => {
     const body = { model, prompt, max_tokens: 0, echo: true, logprobs: 1 }
     const answer = await postJson(`${url}/completions`, body, { key, what: 'the teacher does not answer' })

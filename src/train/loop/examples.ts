@@ -6,8 +6,7 @@ import { type Example, IGNORED } from '../../model/text/records.js'
 import type { DataRecord } from '../options.js'
 import { encodeRow } from '../rows/examples.js'
 import type { AnswerExample } from '../tasks/dpo.js'
-import type { EncodeContext } from '../tasks/task.js'
-import { loadTask } from '../tasks/tasks.js'
+import type { EncodeContext, Task } from '../tasks/task.js'
 import type { LossRow } from './losses.js'
 
 type Numbers = Readonly<ArrayLike<number>>
@@ -39,12 +38,12 @@ export interface EncodedExample extends Example {
 
 export async function encodeExamples(
   examples: readonly TrainerExample[],
-  taskName: string,
+  task: Task,
   context: EncodeContext,
 ): Promise<EncodedExample[]> {
   const located = examples.map((record, i): Located => ({ record, where: `example ${i + 1}` }))
   const records = located.filter(({ record }) => !isTokens(record))
-  const ofRecords = records.length === 0 ? [] : await encodeRecords(records, taskName, context)
+  const ofRecords = records.length === 0 ? [] : await encodeRecords(records, task, context)
   return located.flatMap((example) => {
     const { record, where } = example
     return isTokens(record) ? [encodeTokens(record, where, context)] : ofRecords[records.indexOf(example)]
@@ -107,8 +106,7 @@ function encodeTokens(example: TokenExample, where: string, { model, maxLength }
 type TaskExample = Example | AnswerExample
 
 /** Records of `dpo` become two examples each. */
-async function encodeRecords(records: readonly Located[], taskName: string, context: EncodeContext) {
-  const task = await loadTask(taskName)
+async function encodeRecords(records: readonly Located[], task: Task, context: EncodeContext) {
   const all: TaskExample[][] = []
   for (const { record, where } of records) {
     const { encoded } = await encodeRow(task, record, where, context)

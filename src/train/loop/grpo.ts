@@ -1,78 +1,46 @@
-// Training from rewards: the model writes several texts for each prompt, functions judge them, and texts that are
-// better than the rest of their group become more probable.
+// Lessons from rewards.
 
-import { ConfigError } from '../../core/base/errors.js'
-import { checkOptions } from '../../core/base/options.js'
-import type { TrainInput, TrainResult } from '../options.js'
+import type { Learner } from '../learner.js'
+import type { TrainInput } from '../options.js'
 import type { RewardMetrics } from '../report.js'
-import type { RunContext } from '../train.js'
-import { GRPO_OPTIONS } from './gen/options.js'
-import { endReward, judgeText } from './graders/rewards.js'
+import type { Lessons, Run } from '../run.js'
+import { judgeText } from './graders/rewards.js'
 import { advantagesOf, deviationOf, type GrpoOptions, grpoLoss, meanOf } from './grpo-loss.js'
-import { type PromptRow, trainOnPrompts, type Written } from './prompts.js'
-import type { Trainer } from './trainer.js'
+import type { PromptRow } from './prompt-rows.js'
+import { promptLessons, type Written } from './prompts.js'
+import { Trainer } from './trainer.js'
 import type { Sample } from './trainer-options.js'
 import { takeTurns } from './turns.js'
-
-/** A reward says less than a target, so the default learning rate is this share of the usual one. */
-export const RATE_SHARE = 0.5
 
 interface Generation extends Written {
   readonly rewards: RewardMetrics
   readonly examples: readonly Sample[]
 }
 
-export async function trainOnRewards(given: TrainInput, context: RunContext): Promise<TrainResult> {
-  const { rewards = [] } = given
-  const options = checkRewards(given)
+export function rewardLessons(run: Run, learner: Learner): Lessons {
+  const { rewards = [], taskOptions = {} } = run.options
+  const options: GrpoOptions = taskOptions
   const { temperature = 1, beta = 0, numGenerations = 8, numIterations = 1 } = options
   const loss = grpoLoss(options)
-  given.on?.note?.(`Rewards: ${rewards.map(({ name }, i) => name || `reward ${i + 1}`).join(', ')}`)
-  try {
-    return await trainOnPrompts(given, context, {
-      ...{ name: 'grpo', taskOptions: { ...options }, rateShare: RATE_SHARE },
-      ...{ textsPerPrompt: numGenerations, iterations: numIterations },
-      async write(trainer, rows, seed) {
-        const generation = await generate(trainer, rows, given, options, seed)
-        if (beta === 0) return generation
-        const reference = await trainer.logprobs(generation.samples, { temperature, reference: true })
-        const examples = generation.examples.map((example, i) => ({ ...example, reference: reference[i] }))
-        return { ...generation, examples }
-      },
-      async learn(trainer, { examples }, isFirst) {
-        // All texts are cut and do not count.
-        if (examples.every(({ weights }) => weights.every((weight) => weight === 0))) return { loss: 0 }
-        return isFirst
-          ? trainer.learnFromSamples(examples, loss, temperature)
-          : trainer.forwardBackward(examples, { loss, temperature })
-      },
-    })
-  } finally {
-    for (const reward of rewards) endReward(reward)
-  }
-}
-
-export function checkRewards(given: TrainInput): GrpoOptions {
-  const { rewards = [] } = given
-  const options = { ...(given.taskOptions as GrpoOptions) }
-  checkOptions(options, 'the task grpo', GRPO_OPTIONS)
-  if (rewards.length === 0) {
-    throw new ConfigError({
-      where: 'rewards',
-      what: 'missing: the task grpo learns from functions that judge texts',
-      hint: 'Give functions, or the path of a module that exports them, as `rewards`',
-    })
-  }
-  const names = rewards.map(({ name }) => name)
-  const misnamed = Object.keys(options.rewardWeights ?? {}).find((name) => !names.includes(name))
-  if (misnamed !== undefined) {
-    throw new ConfigError({
-      where: `rewardWeights.${misnamed}`,
-      what: 'there is no such reward',
-      expected: names.join(', '),
-    })
-  }
-  return options
+  run.on.note?.(`Rewards: ${rewards.map(({ name }, i) => name || `reward ${i + 1}`).join(', ')}`)
+  return promptLessons<Generation>(run, new Trainer(learner, run), {
+    textsPerPrompt: numGenerations,
+    iterations: numIterations,
+    async write(trainer, rows, seed) {
+      const generation = await generate(trainer, rows, run.options, options, seed)
+      if (beta === 0) return generation
+      const reference = await trainer.logprobs(generation.samples, { temperature, reference: true })
+      const examples = generation.examples.map((example, i) => ({ ...example, reference: reference[i] }))
+      return { ...generation, examples }
+    },
+    async learn(trainer, { examples }, isFirst) {
+      // All texts are cut and do not count.
+      if (examples.every(({ weights }) => weights.every((weight) => weight === 0))) return { loss: 0 }
+      return isFirst
+        ? trainer.learnFromSamples(examples, loss, temperature)
+        : trainer.forwardBackward(examples, { loss, temperature })
+    },
+  })
 }
 
 async function generate(

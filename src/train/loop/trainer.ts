@@ -8,30 +8,25 @@ import { Turns } from '../../core/base/turns.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
 import { saveAdapter } from '../../lora/peft/adapter-folder.js'
 import { recordOfBase } from '../../model/base-record.js'
-import { chooseCopies, type MemoryLimit, trainingMemory } from '../../model/memory.js'
 import type { Model } from '../../model/model-folder.js'
-import { type Example, IGNORED } from '../../model/text/records.js'
+import { IGNORED } from '../../model/text/records.js'
 import { sampleTexts, type TextSession } from '../../run/generate/generate.js'
 import { ModelSession } from '../../run/model-session.js'
 import type { Prompt } from '../../run/session.js'
-import { checkParts, checkOptions as checkTrainOptions } from '../check-options.js'
 import { readParameters } from '../engine/parameters.js'
-import { copiesOf } from '../engine/sessions.js'
+import { rowsOfRun } from '../engine/sessions.js'
 import { Learner } from '../learner.js'
-import { newAdapter } from '../new-adapter.js'
-import type { TrainInput } from '../options.js'
 import { type MicroBatch, planEvaluation } from '../rows/batches.js'
-import { encodeContext } from '../rows/examples.js'
+import type { Run } from '../run.js'
 import { checkFingerprint, fingerprintOf } from '../saved/fingerprint.js'
 import { type RunState, readState, writeState } from '../saved/run-folder.js'
-import { resolveSettings } from '../settings.js'
 import { causalLm } from '../tasks/causal-lm.js'
-import type { EncodeContext, OpenTask } from '../tasks/task.js'
-import { ScoredTokens, type TokenScores, temperatureFeed } from '../tasks/token-scores.js'
-import { checkLayers } from '../train.js'
+import { dpo } from '../tasks/dpo.js'
+import type { Task } from '../tasks/task.js'
 import { type EncodedExample, encodeExamples, type TrainerExample } from './examples.js'
 import { FORWARD_BACKWARD_OPTIONS, SAMPLE_OPTIONS, STEP_OPTIONS } from './gen/options.js'
 import { checkDerivatives, checkResult, type LossFunction, type LossResult, type LossRow, namedLoss } from './losses.js'
+import { type ScoredTokens, type TokenScores, temperatureFeed } from './token-scores.js'
 import type {
   ForwardBackwardOptions,
   ForwardBackwardResult,
@@ -39,38 +34,20 @@ import type {
   SampleOptions,
   StepOptions,
   StepReport,
-  TrainerOptions,
 } from './trainer-options.js'
 
-/** The options, with adapter and state opened. */
-export interface TrainerInput extends Omit<TrainerOptions, 'dtype' | 'adapter' | 'resume'> {
-  readonly adapter?: LoraAdapter | undefined
+/** How a trainer is opened: what it goes on from, how it closes, and how it writes. */
+interface Opening {
   readonly resume?: Directory | undefined
-}
-
-/** The caller of `open` gives the memory limits and folders of its platform, and may replace the task. */
-interface Surroundings {
-  readonly limits?: readonly MemoryLimit[]
   readonly closesModel?: boolean
-  /** Trains another task than log-probabilities of tokens. Then only `sample`, `save` and `inner` can be used. */
-  readonly task?: OpenTask<Example> | undefined
   readonly openTarget?: (target: Target, where: string) => Directory
 }
 
 const LIVE = 'live'
 /** Texts that are sampled at the same time. */
 const SAMPLED = 32
-const USUAL_LENGTH = 1024
 /** With little memory, the session keeps at most this many bytes of caches for texts whose next turns may come. */
 const SMALL_PREFIX_CACHE = 2 ** 26
-
-interface Parts extends Pick<TrainerInput, 'chatTemplate' | 'chatTemplateArgs'> {
-  readonly open: ScoredTokens
-  readonly context: EncodeContext
-  readonly fingerprint: Record<string, string>
-  readonly closesModel: boolean
-  readonly openTarget: NonNullable<Surroundings['openTarget']>
-}
 
 /** A model with an adapter that learns. {@link openTrainer} opens it. Calls run one after the other. */
 export class Trainer {
@@ -81,32 +58,31 @@ export class Trainer {
   #sampler: { readonly session: ModelSession<Model>; steps: number } | undefined
   #disposal: Promise<void> | undefined
 
-  /** @internal */
-  readonly inner: Learner
+  #fingerprint: Record<string, string> = {}
+  readonly #open: ScoredTokens
 
-  private constructor(
-    inner: Learner,
-    private readonly parts: Parts,
+  /** @internal */
+  constructor(
+    readonly inner: Learner,
+    private readonly run: Run,
+    private readonly opening: Opening = {},
   ) {
-    this.inner = inner
-    this.#start = readParameters(inner.parts.adapter, inner.names)
+    this.#open = run.open as ScoredTokens
+    this.#start = readParameters(run.adapter, inner.names)
   }
 
   /** @internal */
-  static async open(model: Model, options: TrainerInput, around: Surroundings = {}): Promise<Trainer> {
-    const { closesModel = false, openTarget = (target) => target as Directory } = around
-    const { inner: parts, open, context } = await prepareTrainer(model, options, around)
-    await Learner.check(parts.model, parts.settings)
-    const inner = await Learner.open(parts)
+  static async open(run: Run, opening: Opening): Promise<Trainer> {
+    const inner = await Learner.open(run)
     try {
-      const about = { task: 'trainer', taskOptions: undefined, examples: [], evalExamples: undefined, totalSteps: 0 }
-      const fingerprint = await fingerprintOf({ ...parts, ...about })
-      const { resume, chatTemplate, chatTemplateArgs } = options
-      const check = (run: RunState) => checkFingerprint(run.fingerprint, fingerprint, resume!.name, false)
+      const trainer = new Trainer(inner, run, opening)
+      const fingerprint = await fingerprintOf(run, 0)
+      trainer.#fingerprint = fingerprint
+      const { resume } = opening
+      const check = (saved: RunState) => checkFingerprint(saved.fingerprint, fingerprint, resume!.name)
       const state = resume && (await readState(resume, inner.names, check))
       await inner.start(state?.engine, state?.run.step)
-      const opened = { open, context, fingerprint, closesModel, openTarget }
-      return new Trainer(inner, { ...opened, chatTemplate, chatTemplateArgs })
+      return trainer
     } catch (error) {
       await inner.close()
       throw error
@@ -120,12 +96,12 @@ export class Trainer {
 
   /** The adapter that learns. Its factors are brought up to date only by `save`, `saveState` and `sample`. */
   get adapter(): LoraAdapter {
-    return this.inner.parts.adapter
+    return this.run.adapter
   }
 
   /** The model that learns. Do not close it before the trainer. */
   get model(): Model {
-    return this.inner.parts.model
+    return this.run.model
   }
 
   /**
@@ -153,7 +129,7 @@ export class Trainer {
     return this.#take(async () => {
       checkOptions(options, 'forwardBackward', FORWARD_BACKWARD_OPTIONS)
       const { loss = 'cross-entropy', temperature = 1, check = false } = options
-      const encoded = await this.#encode(examples, loss === 'dpo' ? loss : causalLm.name)
+      const encoded = await this.#encode(examples, loss === 'dpo' ? dpo : causalLm)
       const compute = typeof loss === 'function' ? loss : namedLoss(loss, options)
       // By default the reference is the model as it was when the trainer was opened.
       const referenced = loss === 'dpo' ? await this.#withReference(encoded, temperature) : encoded
@@ -167,7 +143,7 @@ export class Trainer {
    */
   learnFromSamples(examples: readonly TrainerExample[], loss: LossFunction, temperature: number) {
     return this.#take(async () => {
-      return this.#pass(await this.#encode(examples, causalLm.name), loss, { temperature, isKnown: true })
+      return this.#pass(await this.#encode(examples, causalLm), loss, { temperature, isKnown: true })
     })
   }
 
@@ -182,7 +158,7 @@ export class Trainer {
     { temperature = 1, reference = false }: { temperature?: number; reference?: boolean } = {},
   ): Promise<Float32Array[]> {
     return this.#take(async () => {
-      const encoded = await this.#encode(examples, causalLm.name)
+      const encoded = await this.#encode(examples, causalLm)
       const scores = await this.#scores(encoded, temperature, reference, false)
       return encoded.map((example, i) => spread(example, scores[i].logprobs))
     })
@@ -229,7 +205,7 @@ export class Trainer {
       const session = await this.#liveSession()
       const all = prompts.flatMap((prompt) => Array<Prompt>(n).fill(prompt))
       const plain = { temperature: 1, topK: Number.POSITIVE_INFINITY, topP: 1, minP: 0, repetitionPenalty: 1 }
-      const { chatTemplate, chatTemplateArgs } = this.parts
+      const { chatTemplate, chatTemplateArgs } = this.run.options
       const texts = await sampleTexts(session as unknown as TextSession, all, {
         ...{ ...plain, chatTemplate, chatTemplateArgs, batchSize: SAMPLED },
         ...options,
@@ -254,7 +230,7 @@ export class Trainer {
   save(out?: Target): Promise<LoraAdapter> {
     return this.#take(async () => {
       const { adapter, model } = this
-      const folder = out === undefined ? undefined : this.parts.openTarget(out, 'out')
+      const folder = out === undefined ? undefined : this.#folder(out)
       await this.inner.writeFactors()
       adapter.trainedOn = await recordOfBase(model)
       if (folder !== undefined) await saveAdapter(adapter, folder)
@@ -265,9 +241,9 @@ export class Trainer {
   /** Writes the adapter and all that `resume` needs. Gradients since the last step are not saved. */
   saveState(out: Target): Promise<void> {
     return this.#take(async () => {
-      const { inner, parts, steps: step } = this
-      const folder = parts.openTarget(out, 'out')
-      const run = { step, fingerprint: parts.fingerprint, evaluations: [], samples: [] }
+      const { inner, steps: step } = this
+      const folder = this.#folder(out)
+      const run = { step, fingerprint: this.#fingerprint, evaluations: [], samples: [] }
       await writeState(folder, inner.names, await inner.engine.state(), run)
       await inner.writeFactors()
       await saveAdapter(this.adapter, folder)
@@ -290,8 +266,12 @@ export class Trainer {
       await this.#sampler?.session.dispose()
       await this.inner.close()
     } finally {
-      if (this.parts.closesModel) await this.model.close()
+      if (this.opening.closesModel) await this.model.close()
     }
+  }
+
+  #folder(out: Target): Directory {
+    return this.opening.openTarget?.(out, 'out') ?? (out as Directory)
   }
 
   #take<T>(work: () => Promise<T>): Promise<T> {
@@ -301,13 +281,13 @@ export class Trainer {
     })
   }
 
-  async #encode(examples: readonly TrainerExample[], taskName: string): Promise<EncodedExample[]> {
+  async #encode(examples: readonly TrainerExample[], task: object): Promise<EncodedExample[]> {
     if (this.#hasLittleMemory) {
       // ONNX Runtime keeps the memory of a session's runs as long as the session is open.
       await this.#sampler?.session.dispose()
       this.#sampler = undefined
     } else await this.#sampler?.session.engine.forgetPrefixes()
-    return encodeExamples(examples, taskName, this.parts.context)
+    return encodeExamples(examples, task as Task, this.run.encoding)
   }
 
   async #withReference(encoded: readonly EncodedExample[], temperature: number): Promise<EncodedExample[]> {
@@ -346,7 +326,7 @@ export class Trainer {
 
   /** `isStep` is true for the values of the coming step, with its dropout. */
   async #scores(encoded: readonly EncodedExample[], temperature: number, isReference: boolean, isStep: boolean) {
-    const { open } = this.parts
+    const open = this.#open
     const found = encoded.map((): TokenScores => ({ logprobs: new Float32Array(), entropies: undefined }))
     const factors = isReference ? this.#start : undefined
     for (const [i, plan] of this.#plansOf(encoded).entries()) {
@@ -364,7 +344,7 @@ export class Trainer {
     { gradients, entropyGradients }: LossResult,
     temperature: number,
   ) {
-    const { open } = this.parts
+    const open = this.#open
     const isMoved = (i: number) =>
       [gradients, entropyGradients].some((lists) => lists?.[i].some((value) => value !== 0))
     const counted = [...encoded.keys()].filter((i) => countOf(encoded[i]) > 0)
@@ -387,27 +367,26 @@ export class Trainer {
   }
 
   #plansOf(encoded: readonly EncodedExample[], indices: readonly number[] = [...encoded.keys()]): MicroBatch[] {
-    const { batchSize } = this.inner.parts.settings
-    const limit = this.parts.context.maxLength
+    const limit = this.run.encoding.maxLength
     const counted = indices.filter((i) => countOf(encoded[i]) > 0)
     if (counted.length === 0) throw new ConfigError({ where: 'examples', what: 'none has a token to learn from' })
     const lengths = counted.map((i) => encoded[i].inputIds.length)
-    const plans = planEvaluation(lengths, { batchSize, limit })
+    const plans = planEvaluation(lengths, { batchSize: rowsOfRun(this.run), limit })
     return plans.map(({ examples, sequence }) => ({ examples: examples.map((i) => counted[i]), sequence }))
   }
 
   get #hasLittleMemory(): boolean {
-    return this.inner.parts.copiedBytes === 0
+    return this.run.copiedBytes === 0
   }
 
   async #liveSession(): Promise<ModelSession<Model>> {
-    const { inner, adapter, steps } = this
+    const { inner, run, adapter, steps } = this
     // With little memory, the caches of texts take the place of what training keeps for its gradients.
     if (this.#hasLittleMemory) await inner.sessions.close()
     if (this.#sampler?.steps === steps) return this.#sampler.session
     await inner.writeFactors()
     if (this.#sampler === undefined) {
-      const { device, threads, memory } = inner.parts.settings
+      const { device, threads, memory } = run.settings
       const session = await ModelSession.open(this.model, {
         ...{ device, threads, maxBatch: SAMPLED, memory: memory === 'fast' ? 'fast' : 'low' },
         ...(this.#hasLittleMemory && { prefixCache: SMALL_PREFIX_CACHE }),
@@ -422,30 +401,6 @@ export class Trainer {
     this.#sampler.steps = steps
     return session
   }
-}
-
-/** All that a trainer begins with but the engine: the adapter, the settings, and how examples are read. */
-export async function prepareTrainer(
-  model: Model,
-  options: TrainerInput,
-  { limits = [], task }: Pick<Surroundings, 'limits' | 'task'> = {},
-) {
-  const input: TrainInput = { ...options, model, data: [], resume: undefined }
-  const resolved = resolveSettings(options)
-  const config = checkTrainOptions(input, resolved)
-  // Evaluations and steps take turns. TrainingSessions keeps the sessions of both open if `evalEvery` has a value.
-  const settings = { ...resolved, evalEvery: 1 }
-  causalLm.check(model)
-  const targets = await checkLayers(input, config)
-  const open = new ScoredTokens(model, options.entropy ?? false)
-  const { modules } = options
-  const adapter = options.adapter ?? (await newAdapter(model, targets!, { ...input, task: causalLm, open }))
-  await checkParts(adapter, { model, open, modules })
-  const context = await encodeContext(input)
-  const longest = Math.min(context.maxLength, options.maxLength ?? USUAL_LENGTH)
-  const need = trainingMemory(model, { batch: settings.batchSize, sequence: longest, lowMemory: false })
-  const copiedBytes = settings.memory === 'auto' ? chooseCopies(need, limits) : copiesOf(settings.memory)
-  return { inner: { model, open: task ?? open, adapter, modules, settings, copiedBytes, longest }, open, context }
 }
 
 function countOf({ targets }: EncodedExample): number {

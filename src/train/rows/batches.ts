@@ -2,7 +2,7 @@
 
 import { Random } from '../../core/base/random.js'
 import { roundUp } from '../../model/inputs/token-batch.js'
-import type { Examples } from '../tasks/task.js'
+import type { Examples, OpenTask } from '../tasks/task.js'
 
 export interface MicroBatch {
   readonly examples: readonly number[]
@@ -81,6 +81,16 @@ export class EpochPlan implements Iterable<StepPlan> {
   }
 }
 
+/** The plans of steps, by pass and step. The last pass stays planned. */
+export function stepPlans(lengths: ArrayLike<number>, seed: number, options: PlanOptions) {
+  let [planned, pass] = [-1, undefined as unknown as EpochPlan]
+  return (epoch: number, step: number): StepPlan => {
+    if (planned !== epoch) pass = new EpochPlan(lengths, seed, epoch, options)
+    planned = epoch
+    return pass.at(step)
+  }
+}
+
 export function planEvaluation(
   lengths: ArrayLike<number>,
   options: Pick<PlanOptions, 'batchSize' | 'limit' | 'inOrder'>,
@@ -114,4 +124,18 @@ function chunks<T extends { readonly length: number; slice(from: number, to: num
   size: number,
 ): T[] {
   return Array.from({ length: Math.ceil(items.length / size) }, (_, i) => items.slice(i * size, (i + 1) * size))
+}
+
+export function costsOf(open: OpenTask, examples: Examples<unknown>): Int32Array {
+  if (examples.costs !== undefined) return examples.costs
+  const costs = new Int32Array(examples.length)
+  let i = 0
+  for (const example of examples) costs[i++] = open.cost(example)
+  return costs
+}
+
+export function longestOf(costs: Iterable<number>): number {
+  let longest = 0
+  for (const cost of costs) longest = Math.max(longest, cost)
+  return longest
 }

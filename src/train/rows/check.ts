@@ -10,11 +10,20 @@ import { type Model, requireTokenizer, type TextModel } from '../../model/model-
 import { bytesOf } from '../../onnx/format/tensors.js'
 import { joinGraphs } from '../graph/joined-graph.js'
 import type { TrainInput, TrainingData } from '../options.js'
-import type { EncodeContext, Task } from '../tasks/task.js'
-import { taskOfRow, unreadNotes } from '../tasks/task-of-row.js'
-import { loadTask, type TaskName } from '../tasks/tasks.js'
+import type { EncodeContext, Task, TaskName } from '../tasks/task.js'
+import { taskOfRow } from '../tasks/task-of-row.js'
+import { loadTask } from '../tasks/tasks.js'
 import { encodeContext, encodeRow, withPictures } from './examples.js'
-import { countOne, type LengthReport, labelsOf, lengthsOf, MAX_LABELS, MAX_NOTES, mostFrequent } from './facts.js'
+import {
+  countOne,
+  type LengthReport,
+  labelsOf,
+  lengthsOf,
+  MAX_LABELS,
+  MAX_NOTES,
+  mostFrequent,
+  unreadNotes,
+} from './facts.js'
 
 /** A token of an example. */
 export interface PreviewToken {

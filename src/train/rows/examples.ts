@@ -10,8 +10,7 @@ import type { ChatTemplate } from '../../model/text/template.js'
 import type { TrainInput } from '../options.js'
 import type { PictureEncoder } from '../tasks/pictures/encoder.js'
 import type { EncodeContext, Encoded, Task } from '../tasks/task.js'
-import { unreadNotes } from '../tasks/task-of-row.js'
-import { countOne, MAX_NOTES } from './facts.js'
+import { countOne, MAX_NOTES, unreadNotes } from './facts.js'
 import { checkWriter } from './sources.js'
 
 const YIELD_MS = 16

@@ -1,6 +1,7 @@
 // Counts of the labels and lengths of records, and facts about them for a run's page and model card.
 
 import { isObject } from '../../core/base/options.js'
+import { LABEL_NAMES } from '../../model/text/records.js'
 import type { Examples, Task } from '../tasks/task.js'
 import { writerOf } from './sources.js'
 
@@ -121,4 +122,20 @@ export function lengthsOf(counts: ReadonlyMap<number, number>, unit: LengthRepor
   }
   const total = sorted.reduce((sum, [length, times]) => sum + length * times, 0)
   return { unit, total, least: sorted[0][0], median, most: sorted[sorted.length - 1][0], histogram }
+}
+
+/** The fields of a row that the task does not read, each as the end of a sentence: "3 of 10 records …". */
+export function unreadNotes(
+  { name, records, reads }: Pick<Task, 'name' | 'records' | 'reads'>,
+  row: unknown,
+): string[] {
+  if (!isObject(row)) return []
+  const read = new Set(reads?.(row) ?? records.flatMap(Object.keys))
+  const isUnread = (field: string) => !read.has(field) && row[field] !== undefined && row[field] !== null
+  // `source` as an object says who wrote the row.
+  const unread = Object.keys(row).filter((field) => isUnread(field) && !(field === 'source' && isObject(row.source)))
+  const isText = typeof row.text === 'string' && records.some((record) => Object.keys(record).join() === 'text')
+  const advice = (field: string) =>
+    isText && LABEL_NAMES.includes(field) ? `: to learn labels, give \`columns: { label: '${field}' }\`` : ''
+  return unread.map((field) => `have a field "${field}", which the task ${name} does not read${advice(field)}`)
 }

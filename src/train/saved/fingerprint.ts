@@ -6,7 +6,8 @@ import { isObject, toJson } from '../../core/base/options.js'
 import { Hash, weightsDigest } from '../../model/base-record.js'
 import { serializeModel } from '../../onnx/format/model.js'
 import { bytesOf } from '../../onnx/format/tensors.js'
-import type { SessionParts } from '../engine/sessions.js'
+import { taskOptionsOf } from '../about-run.js'
+import type { Run } from '../run.js'
 import { type TrainSettings, usesBest } from '../settings.js'
 import type { Examples } from '../tasks/task.js'
 
@@ -19,14 +20,6 @@ const WITHOUT_EFFECT: ReadonlySet<keyof TrainSettings> = new Set([
   'saveEvery',
 ])
 
-export interface FingerprintParts extends Pick<SessionParts, 'model' | 'adapter' | 'settings'> {
-  task: string
-  taskOptions: Readonly<Record<string, unknown>> | undefined
-  examples: Examples<unknown>
-  evalExamples: Examples<unknown> | undefined
-  totalSteps: number
-}
-
 const STEPS = 'number of steps, from `maxSteps` or `epochs`'
 
 export function stepsIn(fingerprint: Readonly<Record<string, string>>): number {
@@ -34,8 +27,9 @@ export function stepsIn(fingerprint: Readonly<Record<string, string>>): number {
 }
 
 /** One short text for each part, under the name that an error calls it. */
-export async function fingerprintOf(parts: FingerprintParts): Promise<Record<string, string>> {
-  const { model, adapter, task, taskOptions = {}, examples, evalExamples, settings, totalSteps } = parts
+export async function fingerprintOf(run: Run, totalSteps: number): Promise<Record<string, string>> {
+  const { model, adapter, task, options, examples, evalExamples, settings } = run
+  const { teacher } = options
   // Reading comes first: meanwhile the session of the steps begins to open.
   const base = await weightsDigest(model.onnx.files.values())
   const weights = new Hash()
@@ -47,13 +41,18 @@ export async function fingerprintOf(parts: FingerprintParts): Promise<Record<str
     weights.add(new TextEncoder().encode(name)).add(bytesOf(weight.data))
   }
   const { peftFields, ...config } = adapter.config
-  const entries: [string, unknown][] = [
-    ...Object.entries(settings).filter(
-      ([key]) => !WITHOUT_EFFECT.has(key as keyof TrainSettings) && (key !== 'evalEvery' || usesBest(settings)),
-    ),
+  // A loop of the caller's gives its rates itself.
+  const withoutEffect = totalSteps === 0 ? 'learningRate' : usesBest(settings) ? undefined : 'evalEvery'
+  const hasEffect = (key: keyof TrainSettings) => !WITHOUT_EFFECT.has(key) && key !== withoutEffect
+  const entries: (readonly [string, unknown])[] = [
+    ...Object.entries(settings).filter(([key]) => hasEffect(key as keyof TrainSettings)),
     ...Object.entries(config),
-    ['task', task],
-    ...Object.entries(taskOptions).map(([key, value]): [string, unknown] => [`option ${key} of the task`, value]),
+    ['task', task.name],
+    ...Object.entries(taskOptionsOf(options)).map(([key, value]): [string, unknown] => [
+      `option ${key} of the task`,
+      value,
+    ]),
+    ...(teacher === undefined ? [] : [['teacher', 'url' in teacher ? teacher.url : teacher.directory.name] as const]),
     [STEPS, totalSteps],
     ['model', new Hash().add(serializeModel(model.onnx.proto)).digest()],
     ['base weights', base],

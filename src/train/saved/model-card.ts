@@ -3,39 +3,25 @@
 // write a folder load this code.
 
 import { isByteSource, isDirectory } from '../../files/data/row.js'
-import type { LoraAdapter } from '../../lora/adapter.js'
 import { type DtypeChoice, dtypeOf } from '../../model/graph-file.js'
-import { baseNameOf, type RunSources } from '../about-run.js'
-import type { TrainInput, TrainingData } from '../options.js'
+import { baseNameOf } from '../about-run.js'
+import type { TrainingData } from '../options.js'
 import type { TrainReport } from '../report.js'
-import type { DataFacts, LengthReport } from '../rows/facts.js'
-import type { TrainSettings } from '../settings.js'
-import type { TaskUse } from '../tasks/task.js'
-
-/** The facts that the card and the page of a run show besides its results. */
-export interface CardSources {
-  readonly options: TrainInput
-  readonly sources: RunSources | undefined
-  readonly task: string
-  readonly use: TaskUse
-  readonly adapter: LoraAdapter
-  readonly settings: TrainSettings
-  readonly facts: DataFacts
-  /** Tokens to which records for evaluation are cut. Default: the model's context. */
-  readonly evalMaxLength?: number | undefined
-  lengths?(): LengthReport | null
-}
+import type { Run, RunSources } from '../run.js'
+import { isEvaluatedWhole } from '../tasks/task.js'
 
 type CardReport = Pick<TrainReport, 'evalLoss' | 'evalMetrics' | 'evaluations' | 'steps'>
 
-export function cardOf(report: CardReport, run: CardSources): string {
+export function cardOf(report: CardReport, run: Run): string {
   return modelCard(partsOf(report, run))
 }
 
 export type CardParts = ReturnType<typeof partsOf>
 
-function partsOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run: CardSources) {
-  const { options, sources, task, use, adapter, settings } = run
+function partsOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run: Run) {
+  const { options, around, task, open, adapter, settings } = run
+  const { sources } = around
+  const use = open.plainUse ?? task.use
   const { model, out, data, evalData, evalSplit, chatTemplateArgs } = options
   const { config, labels, problemType } = adapter
   const runFile = shellWord(`${out?.name}/run.json`)
@@ -52,7 +38,7 @@ function partsOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run:
   const metrics: Readonly<Record<string, number>> = evalLoss === null ? {} : { loss: evalLoss.after, ...evalMetrics }
   const before: typeof metrics = evalLoss === null ? {} : { loss: evalLoss.before, ...evaluations[0]?.metrics }
   const shown: Readonly<Record<string, unknown>> = {
-    task,
+    task: task.name,
     steps,
     'learning rate': learningRate,
     schedule,
@@ -105,7 +91,7 @@ function partsOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run:
   }
 }
 
-function evaluateOptions({ task, options, settings, evalMaxLength }: CardSources, data: readonly string[]): string[] {
+function evaluateOptions({ task, options, settings }: Run, data: readonly string[]): string[] {
   const { columns = {}, taskOptions = {}, chatTemplateArgs } = options
   const pairs = (values: object) => Object.entries(values).map(([name, value]) => `${name}=${value}`)
   const flag = (name: string, value: string | number | undefined) => {
@@ -113,10 +99,10 @@ function evaluateOptions({ task, options, settings, evalMaxLength }: CardSources
   }
   return [
     ...data.flatMap((file) => flag('data', file)),
-    ...flag('task', task),
+    ...flag('task', task.name),
     ...flag('task-options', pairs(taskOptions).join()),
     ...flag('columns', pairs(columns).join()),
-    ...flag('max-length', evalMaxLength),
+    ...flag('max-length', isEvaluatedWhole(task) ? undefined : settings.maxLength),
     ...flag('batch-size', settings.batchSize === 8 ? undefined : settings.batchSize),
     ...flag('chat-template-args', chatTemplateArgs && JSON.stringify(chatTemplateArgs)),
   ]

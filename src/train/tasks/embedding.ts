@@ -83,6 +83,7 @@ export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
   peftType: 'FEATURE_EXTRACTION',
   learningRate: 3e-4,
   learns: 'to turn texts into vectors, like ones for like meanings',
+  takes: (options) => (options?.loss === 'CachedGISTEmbed' ? ['teacher'] : []),
   records: [
     { text: 'How was the sea?', textPair: 'The sea was calm.' },
     { query: 'How was the sea?', passage: 'The sea was calm.', negatives: ['The soup was hot.', 'It rained.'] },

@@ -8,9 +8,27 @@ import type { MessageOfParts } from '../../model/text/chat.js'
 import type { ChatTemplate } from '../../model/text/template.js'
 import type { Feeds, RuntimeTensor } from '../../onnx/runtime/runtime.js'
 import type { Objective } from '../graph/objective-graph.js'
+import type { OnTurn, Reward } from '../loop/graders/rewards.js'
 import type { ProblemType } from './labels/label-problems.js'
 import type { PictureEncoder } from './pictures/encoder.js'
 import type { HeadOptions, TrainedHead } from './trained-head.js'
+
+export type TaskName =
+  | ('causal-lm' | 'dpo' | 'embedding' | 'image-classification' | 'kto' | 'seq2seq' | 'text-classification')
+  | ('token-classification' | 'grpo' | 'distill')
+
+/** A model at a server with OpenAI's API: its address up to /v1. */
+export interface TeacherServer {
+  readonly url: string
+}
+
+/** What few tasks learn from beside records. */
+export interface TaskInputs {
+  readonly rewards?: readonly Reward[] | undefined
+  readonly onTurn?: OnTurn | undefined
+  readonly teacher?: Model | TeacherServer | undefined
+  readonly taskOptions?: Readonly<Record<string, unknown>> | undefined
+}
 
 /** The model and the limits that a row is encoded for. */
 export interface EncodeContext {
@@ -111,8 +129,18 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   readonly lowerIsBetter?: readonly string[]
   /** Options that only this task takes. */
   readonly options?: OptionTable
-  /** Throws UnsupportedError, before any data is read, if the model does not suit the task. */
-  check(model: Model): void
+  /** Options of `train` that only few tasks read. */
+  takes?(taskOptions?: TaskInputs['taskOptions']): readonly string[]
+  /**
+   * True if the texts that are learned come during the run, and the records are prompts at most. No record chooses such
+   * a task by its fields.
+   */
+  readonly writesTexts?: boolean
+  /**
+   * Throws UnsupportedError, before any data is read, if the model does not suit the task, and ConfigError if what is
+   * given does not. Without `given`, only the model is checked.
+   */
+  check(model: Model, given?: TaskInputs): void
   /** The fields of a row that are read, if not those of `records` alone. */
   reads?(row: Readonly<Record<string, unknown>>): readonly string[]
   /** Reads a row of data. Throws DataError if fields are missing or wrong. */
@@ -140,7 +168,17 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
    * Fixes what depends on the training examples, such as the labels. Throws DataError if they do not fit together, and
    * ConfigError if the options do not fit them.
    */
-  open(model: Model, examples: Examples<Example>, options?: Options, heads?: HeadOptions): OpenTask<Example>
+  open(model: Model, examples: Examples<Example>, options?: Options, given?: OpenOptions): OpenTask<Example>
+}
+
+export interface OpenOptions extends HeadOptions, Pick<TaskInputs, 'teacher'> {}
+
+/**
+ * `classify` and `embed` read a text as far as the model can, whatever the run's `maxLength` is, so that is what an
+ * evaluation measures.
+ */
+export function isEvaluatedWhole({ use: { command } }: Pick<Task, 'use'>): boolean {
+  return command !== undefined && command[0] !== 'generate'
 }
 
 /** One run of a step's first pass: its examples, and the outputs of {@link Objective.forward}. */
@@ -175,6 +213,10 @@ export interface OpenTask<Example = unknown> extends Objective {
   checkEvaluation?(example: Example): void
   /** Rows of a run for each example. Default 1. */
   readonly rowsOfExample?: number
+  /** Rows that run together, if the setting `batchSize` counts something else, such as prompts. */
+  readonly rowsOfBatch?: number | undefined
+  /** True if runs with and without gradients take turns, so that the sessions of both stay open. Default false. */
+  readonly takesTurns?: boolean
   /**
    * True if an example is compared with its neighbors in the data: batches then keep the order of the data and have at
    * least two examples. Default false.

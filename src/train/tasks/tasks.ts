@@ -2,7 +2,7 @@
 
 import { attempt, ConfigError, didYouMean } from '../../core/base/errors.js'
 import type { Model } from '../../model/model-folder.js'
-import type { Task } from './task.js'
+import type { Task, TaskInputs, TaskName } from './task.js'
 
 const LOADERS = {
   'causal-lm': async () => (await import('./causal-lm.js')).causalLm,
@@ -13,17 +13,9 @@ const LOADERS = {
   seq2seq: async () => (await import('./seq2seq.js')).seq2seq,
   'text-classification': async () => (await import('./text-classification.js')).textClassification,
   'token-classification': async () => (await import('./token-classification.js')).tokenClassification,
-}
-
-export type TaskName = keyof typeof LOADERS
-
-/** Training in which the model writes the texts that it learns from. */
-const LOOP_NAMES = ['grpo', 'distill'] as const
-export type LoopName = (typeof LOOP_NAMES)[number]
-
-export function isLoopName(name: string | undefined): name is LoopName {
-  return LOOP_NAMES.includes(name as LoopName)
-}
+  grpo: async () => (await import('./grpo.js')).grpo,
+  distill: async () => (await import('./distill.js')).distill,
+} satisfies Record<TaskName, () => Promise<object>>
 
 export const TASK_NAMES = Object.keys(LOADERS) as readonly TaskName[]
 
@@ -48,18 +40,50 @@ export function canTrain(task: Task, model: Model): boolean {
   return attempt(() => task.check(model)).problems.length === 0
 }
 
-/** Throws ConfigError for a name that `train` does not know. */
-export function checkTrainedTask(name: string): void {
-  if (!isLoopName(name)) checkTaskName(name, [...TASK_NAMES, ...LOOP_NAMES])
-}
-
-function checkTaskName(name: string, names: readonly string[] = TASK_NAMES): asserts name is TaskName {
+export function checkTaskName(name: string): asserts name is TaskName {
   if (Object.hasOwn(LOADERS, name)) return
   throw new ConfigError({
     where: 'task',
     what: 'unknown',
-    expected: names.join(', '),
+    expected: TASK_NAMES.join(', '),
     got: JSON.stringify(name),
-    hint: didYouMean(name, names),
+    hint: didYouMean(name, TASK_NAMES),
   })
+}
+
+/** Options of `train` that only few tasks take. */
+const OF_FEW_TASKS = ['rewards', 'graderModels', 'onTurn', 'teacher']
+
+/** Options that mean nothing if the texts that are learned come during the run. */
+const OF_RECORDS = [
+  'evalData',
+  'evalSplit',
+  'evalEvery',
+  'earlyStopping',
+  'packing',
+  'sample',
+  'newHead',
+  'decodeImage',
+]
+
+/** Refuses options that the task would ignore, before anything is opened. */
+export async function checkReadByTask(
+  given: Pick<TaskInputs, 'taskOptions'> & { readonly task?: string | undefined; readonly keep?: string | undefined },
+): Promise<void> {
+  const { task: name, taskOptions, ...options } = given
+  const task = name === undefined ? undefined : await loadTask(name)
+  for (const [option, value] of Object.entries(options)) {
+    if (value === undefined || !OF_FEW_TASKS.includes(option)) continue
+    const takes = ({ takes }: Task) => takes?.(taskOptions).includes(option)
+    // Without a name, records choose the task, which never is one that writes texts.
+    const possible = task === undefined ? (await allTasks()).filter(({ writesTexts }) => !writesTexts) : [task]
+    if (possible.some(takes)) continue
+    const owner = (await allTasks()).find(takes)
+    throw new ConfigError({ where: option, what: `only with the task ${owner?.name}`, got: name ?? 'no task' })
+  }
+  if (!task?.writesTexts) return
+  const ignored = OF_RECORDS.find((option) => options[option as keyof typeof options])
+  if (ignored !== undefined) throw new ConfigError({ where: ignored, what: `not with the task ${name}` })
+  if (options.keep !== 'best') return
+  throw new ConfigError({ where: 'keep', what: `not with the task ${name}`, expected: 'last' })
 }

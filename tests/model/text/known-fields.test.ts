@@ -2,8 +2,8 @@
 
 import { describe, expect, it } from 'vitest'
 import { parseRecord } from '../../../src/model/text/records.js'
-import { promptOf } from '../../../src/train/loop/prompts.js'
-import { unreadNotes } from '../../../src/train/tasks/task-of-row.js'
+import { promptOf } from '../../../src/train/loop/prompt-rows.js'
+import { unreadNotes } from '../../../src/train/rows/facts.js'
 import { loadTask, TASK_NAMES } from '../../../src/train/tasks/tasks.js'
 
 const user = { role: 'user', content: 'u' }
@@ -120,8 +120,9 @@ it.each([
   expect(() => parseRecord({ id: 3, [text]: 'a', [label]: value }, 'x')).toThrow(columns)
 })
 
-it('names all other fields, for each task', async () => {
+it('names all other fields, for each task whose rewards do not read them', async () => {
   for (const task of await Promise.all(TASK_NAMES.map(loadTask))) {
+    if (task.writesTexts) continue
     for (const record of task.records) {
       expect(unreadNotes(task, record), task.name).toEqual([])
       const [note, ...more] = unreadNotes(task, { ...record, page: 7, id: null })

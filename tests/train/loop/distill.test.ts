@@ -17,10 +17,14 @@ import {
 import { NodeDirectory } from '../../../src/files/io/node/files.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../../src/files/safetensors.js'
 import { IGNORED } from '../../../src/model/text/records.js'
-import { distill, openTeacher, sampledDivergence } from '../../../src/train/loop/distill.js'
+import { openTeacher, sampledDivergence } from '../../../src/train/loop/distill.js'
+import { DistilledTokens } from '../../../src/train/loop/distilled-tokens.js'
+import { scoredTokens } from '../../../src/train/loop/token-scores.js'
 import { Trainer } from '../../../src/train/loop/trainer.js'
 import type { TrainInput } from '../../../src/train/options.js'
-import { DistilledTokens } from '../../../src/train/tasks/distilled-tokens.js'
+import { startRun } from '../../../src/train/start-run.js'
+import type { Task } from '../../../src/train/tasks/task.js'
+import { train as trainOpened } from '../../../src/train/train.js'
 import '../../equal-bytes.js'
 import { enginesHere } from '../../engines-here.js'
 import { relativeError, transposed } from '../../model/golden.js'
@@ -71,8 +75,11 @@ it.each(some(golden.cells, 2))('has the losses and gradients of TRL: $name', asy
   const { maxGradNorm, weightDecay, lr } = adamw
   const isServer = name === 'server'
   const teacher = await openTeacher(union, union, { temperature, threads: 1 })
-  const task = isServer ? undefined : new DistilledTokens(union, temperature, Number(name), teacher.teach)
-  const trainer = await Trainer.open(union, { adapter, maxGradNorm, weightDecay, threads: 1, batchSize: 3 }, { task })
+  const distilled = new DistilledTokens(union, temperature, Number(name))
+  distilled.teach = teacher.teach
+  const task: Task = { ...scoredTokens(false), ...(!isServer && { open: () => distilled as never }) }
+  const given = { model: union, data: [], adapter, maxGradNorm, weightDecay, threads: 1, batchSize: 3 }
+  const trainer = await Trainer.open(await startRun(given, { task }), {})
   const { inner } = trainer
   for (const step of [0, 1]) {
     const pass = isServer
@@ -133,19 +140,16 @@ describe('a run', () => {
 
   it('comes nearer to its teacher, and goes on to the same bytes', async () => {
     const run = async (given: Partial<TrainInput>) =>
-      distill(
-        {
-          ...options,
-          ...(await further()),
-          model: union,
-          teacher: union,
-          learningRate: 5e-3,
-          schedule: 'constant',
-          warmupSteps: 0,
-          ...given,
-        },
-        {},
-      )
+      trainOpened({
+        ...options,
+        ...(await further()),
+        model: union,
+        teacher: union,
+        learningRate: 5e-3,
+        schedule: 'constant',
+        warmupSteps: 0,
+        ...given,
+      })
     const further = async () => ({ config: undefined, adapter: await loadAdapter(start) })
     const taskOptions = { beta: 0.5, maxCompletionLength: 24 }
     const [whole, out] = [new MemoryDirectory(), new MemoryDirectory()]
@@ -192,19 +196,19 @@ describe('a run', () => {
     [{ teacher: { url: 'http://127.0.0.1:1/v1' }, taskOptions: { beta: 0.5 } }, ConfigError, /beta.*server/s],
     [{ teacher: { url: 'http://127.0.0.1:1/v1' } }, ConfigError, /teacherModel/],
   ])('refuses %j', async (given, error, message) => {
-    const caught = await distill({ ...options, model: union, ...given }, {}).catch((found) => found)
+    const caught = await trainOpened({ ...options, model: union, ...given }).catch((found) => found)
     expect(caught).toBeInstanceOf(error)
     expect(caught.message).toMatch(message)
   })
 
   it('refuses the name of a model at a server if the teacher is here', async () => {
-    const run = distill({ ...options, model: union, teacher: union, taskOptions: { teacherModel: 'large' } }, {})
+    const run = trainOpened({ ...options, model: union, teacher: union, taskOptions: { teacherModel: 'large' } })
     await expect(run).rejects.toMatchObject({ name: 'ConfigError', where: 'teacherModel' })
   })
 
   it('refuses a teacher with another tokenizer', async () => {
     const teacher = await loadModel(swapped, { runtime: { module } })
-    const caught = await distill({ ...options, model: union, teacher }, {}).catch((found) => found)
+    const caught = await trainOpened({ ...options, model: union, teacher }).catch((found) => found)
     expect(caught).toBeInstanceOf(MismatchError)
     expect(caught.message).toMatch(/swapped has another tokenizer than .*union-3m/)
     await teacher.close()

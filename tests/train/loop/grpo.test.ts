@@ -13,17 +13,18 @@ import {
   MemoryDirectory,
   type Model,
   NumericError,
+  openTrainer,
   RuntimeError,
   type StepEvent,
   type TokenExample,
 } from '../../../src/api/node.js'
 import { NodeDirectory } from '../../../src/files/io/node/files.js'
 import { parseSafetensorsHeader, readTensorF32 } from '../../../src/files/safetensors.js'
-import { trainOnRewards } from '../../../src/train/loop/grpo.js'
 import { advantagesOf, grpoLoss, REWARD_SCALES } from '../../../src/train/loop/grpo-loss.js'
 import { checkDerivatives } from '../../../src/train/loop/losses.js'
-import { Trainer } from '../../../src/train/loop/trainer.js'
+import type { Trainer } from '../../../src/train/loop/trainer.js'
 import type { TrainInput } from '../../../src/train/options.js'
+import { train } from '../../../src/train/train.js'
 import '../../equal-bytes.js'
 import { relativeError, transposed } from '../../model/golden.js'
 import { some } from '../../thorough.js'
@@ -75,7 +76,7 @@ describe('as TRL', () => {
     expect(cell.outside).toBeGreaterThan(0.1)
     const adapter = await loadAdapter(`${FOLDER}/adapter-init`)
     const { maxGradNorm, weightDecay, lr } = adamw
-    const trainer = await Trainer.open(union, { adapter, maxGradNorm, weightDecay, threads: 1, batchSize: 3 })
+    const trainer = await openTrainer(union, { adapter, maxGradNorm, weightDecay, threads: 1, batchSize: 3 })
     const examples = golden.rows.map(({ prompt, completion, isTruncated }, i): TokenExample => {
       const spread = (values: readonly number[]) => [...prompt.map(() => 0), ...values]
       return {
@@ -156,23 +157,20 @@ describe('runs', () => {
   afterAll(() => model.close())
 
   const run = (options: Partial<TrainInput> = {}, taskOptions: GrpoOptions = {}) =>
-    trainOnRewards(
-      {
-        model,
-        // JSON has no bigint, and records are digested for a resume.
-        data: ['And the', 'The sea', 'He was'].map((prompt, i) => ({ prompt, id: BigInt(i) })),
-        task: 'grpo',
-        rewards: [
-          function short({ text }) {
-            return -text.length / 10
-          },
-        ],
-        taskOptions: { numGenerations: 4, maxCompletionLength: 6, ...taskOptions },
-        ...{ batchSize: 2, maxSteps: 4, threads: 1, config: { rank: 4 } },
-        ...options,
-      },
-      {},
-    )
+    train({
+      model,
+      // JSON has no bigint, and records are digested for a resume.
+      data: ['And the', 'The sea', 'He was'].map((prompt, i) => ({ prompt, id: BigInt(i) })),
+      task: 'grpo',
+      rewards: [
+        function short({ text }) {
+          return -text.length / 10
+        },
+      ],
+      taskOptions: { numGenerations: 4, maxCompletionLength: 6, ...taskOptions },
+      ...{ batchSize: 2, maxSteps: 4, threads: 1, config: { rank: 4 } },
+      ...options,
+    })
 
   it('learn what the rewards ask for, with two iterations and a reference', async () => {
     const steps: StepEvent[] = []

@@ -12,7 +12,6 @@ const FOR_RECORDS: Partial<TrainOptions> = {
   packing: true,
   sample: ['The sea'],
   newHead: true,
-  skipInvalid: 3,
   decodeImage: async () => ({ data: new Uint8Array(3), width: 1, height: 1 }),
 }
 const FOR_GRPO: Partial<TrainOptions> = {

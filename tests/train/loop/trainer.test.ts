@@ -13,14 +13,16 @@ import {
   type Model,
   NumericError,
   type OrtModule,
+  openTrainer,
   ShapeError,
   StateError,
+  type TrainerOptions,
 } from '../../../src/api/node.js'
 import { sampleTexts, type TextSession } from '../../../src/run/generate/generate.js'
 import { PrefixStore } from '../../../src/run/generate/prefix-store.js'
 import { ModelSession } from '../../../src/run/model-session.js'
 import { LOSS_NAMES } from '../../../src/train/loop/losses.js'
-import { Trainer, type TrainerInput } from '../../../src/train/loop/trainer.js'
+import type { Trainer } from '../../../src/train/loop/trainer.js'
 import { train } from '../../../src/train/train.js'
 import '../../equal-bytes.js'
 import { recordingRuntime } from '../../run/models.js'
@@ -35,15 +37,15 @@ beforeAll(async () => {
 })
 afterAll(() => Promise.all([model.close(), quantized.close()]))
 
-const open = (options: TrainerInput = {}, from = model) =>
-  Trainer.open(from, { config: { rank: 4 }, batchSize: 3, threads: 1, maxLength: 128, ...options })
+const open = (options: TrainerOptions = {}, from = model) =>
+  openTrainer(from, { config: { rank: 4 }, batchSize: 3, threads: 1, maxLength: 128, ...options })
 
 const largest = (values: Iterable<number>) =>
   Array.from(values).reduce((most, value) => Math.max(most, Math.abs(value)), 0)
 const gap = (a: Float32Array, b: Float32Array) => largest(a.map((value, i) => value - b[i]))
 
 /** Opens a trainer and takes a step, so that B is not zero. */
-async function moved(options?: TrainerInput, from?: Model): Promise<Trainer> {
+async function moved(options?: TrainerOptions, from?: Model): Promise<Trainer> {
   const trainer = await open(options, from)
   for (let i = 0; i < 3; i++) {
     await trainer.forwardBackward(data.slice(4 * i, 4 * i + 4))
@@ -153,7 +155,7 @@ describe('steps', () => {
       await trainer.dispose()
       return out.files.get(WEIGHTS)
     }
-    const options: TrainerInput = { config: { rank: 4, dropout: 0.1 } }
+    const options: TrainerOptions = { config: { rank: 4, dropout: 0.1 } }
     const [state, first] = [new MemoryDirectory(), await moved(options)]
     const text = [{ text: 'And the people' }]
     const reference = await first.logprobs(text, { reference: true })
@@ -315,7 +317,7 @@ it('with little memory, sampling and training close their sessions for each othe
   }
   const counted = await loadModel(folder, { runtime: { module: { ...module, InferenceSession: { create } } } })
   const learn = async (memory: 'low' | 'fast') => {
-    const trainer = await Trainer.open(counted, { config: { rank: 4 }, threads: 1, maxLength: 128, memory })
+    const trainer = await openTrainer(counted, { config: { rank: 4 }, threads: 1, maxLength: 128, memory })
     const [counts, left]: number[][] = [[], []]
     const values: number[] = []
     for (let step = 0; step < 3; step++) {

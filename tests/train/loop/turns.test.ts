@@ -6,14 +6,15 @@ import {
   loadModel,
   type Model,
   type OnTurn,
+  openTrainer,
   type RewardInput,
   RuntimeError,
   type Sample,
 } from '../../../src/api/node.js'
-import { trainOnRewards } from '../../../src/train/loop/grpo.js'
 import { grpoLoss } from '../../../src/train/loop/grpo-loss.js'
-import { Trainer } from '../../../src/train/loop/trainer.js'
+import type { Trainer } from '../../../src/train/loop/trainer.js'
 import { takeTurns } from '../../../src/train/loop/turns.js'
+import { train } from '../../../src/train/train.js'
 import { folder, module } from '../tiny.js'
 
 let model: Model
@@ -22,7 +23,7 @@ let open: Sample
 let ended: Sample
 beforeAll(async () => {
   model = await loadModel(folder, { runtime: { module } })
-  trainer = await Trainer.open(model, { config: { rank: 2 }, threads: 1 })
+  trainer = await openTrainer(model, { config: { rank: 2 }, threads: 1 })
   const [[first], [second]] = await trainer.sample(['And the people', 'The sea'], { maxNewTokens: 4, seed: 1 })
   open = first
   ended = { ...second, finish: 'eos' }
@@ -118,7 +119,7 @@ it('reach the rewards of a run', async () => {
   onTestFinished(() => void Object.assign(model, { eosTokenIds }))
   const taskOptions = { numGenerations: 2, maxCompletionLength: 40 }
   const given = { model, data: [row], rewards: [judge], onTurn: once, taskOptions, task: 'grpo' as const }
-  await trainOnRewards({ ...given, batchSize: 1, maxSteps: 1, threads: 1, config: { rank: 2 } }, {})
+  await train({ ...given, batchSize: 1, maxSteps: 1, threads: 1, config: { rank: 2 } })
   for (const { turns } of inputs) expect(turns).toEqual([{ text: expect.any(String), reply: ' yes, ' }])
   expect(inputs.map(({ tokens }) => tokens < 40)).toEqual([true, true])
 })

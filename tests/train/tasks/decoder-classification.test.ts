@@ -117,7 +117,14 @@ describe('a decoder', () => {
     })
 
   it('learns labels, saves its head, and trains on from the merged model', async () => {
-    expect((await tasksFor(model)).map(({ name }) => name)).toEqual(['causal-lm', 'dpo', 'kto', 'text-classification'])
+    expect((await tasksFor(model)).map(({ name }) => name)).toEqual([
+      'causal-lm',
+      'dpo',
+      'kto',
+      'text-classification',
+      'grpo',
+      'distill',
+    ])
     const out = new MemoryDirectory()
     const { report } = await learn(model, out)
     expect(report.evalMetrics?.accuracy).toBe(1)

@@ -5,31 +5,14 @@ import { createHash } from 'node:crypto'
 import { existsSync, linkSync, mkdirSync, readFileSync, renameSync, rmSync } from 'node:fs'
 import { setPriority } from 'node:os'
 import path from 'node:path'
-import {
-  checkData,
-  type DataReport,
-  type EvaluateOptions,
-  evaluate,
-  loadModel,
-  type TrainOptions,
-  type TrainRun,
-  train,
-} from '../../../api/node.js'
-import { closing } from '../../../core/base/bytes.js'
-import { attempt, ConfigError, type DataError, FileError, LowrankError, messageOf } from '../../../core/base/errors.js'
+import { evaluate, type TrainOptions, type TrainRun, train } from '../../../api/node.js'
+import { withTraining } from '../../../api/open-run.js'
+import { ConfigError, DataError, FileError, LowrankError, messageOf } from '../../../core/base/errors.js'
 import { jsonIn } from '../../../core/base/options.js'
-import { readRows } from '../../../files/data/read-rows.js'
-import { openFile } from '../../../files/io/node/files.js'
 import { removeWritten } from '../../../files/io/node/whole-output.js'
-import { findLinears } from '../../../model/match/linears.js'
-import { chooseCopies, trainingMemory } from '../../../model/memory.js'
-import { readGraph } from '../../../onnx/view/graph.js'
-import { RATE_SHARE } from '../../../train/loop/grpo.js'
-import { promptOf } from '../../../train/loop/prompts.js'
-import { checkWriter } from '../../../train/rows/sources.js'
+import { trainingMemory } from '../../../model/memory.js'
 import { RUN_FILES } from '../../../train/saved/run-folder.js'
-import { resolveSettings, withDefaultRate } from '../../../train/settings.js'
-import { loadTask } from '../../../train/tasks/tasks.js'
+import { startRun } from '../../../train/start-run.js'
 import { type Judged, MAX_INVALID, STOP_MS } from '../job.js'
 import { stepsOf } from './results.js'
 import type { Checked, JobSettings } from './settings.js'
@@ -68,8 +51,8 @@ export type Order = 'stop' | 'wait' | 'go'
 
 const ADAPTER_FILES = ['adapter_config.json', 'adapter_model.safetensors', 'chat_template.jinja']
 const RETRY_MS = 500
-/** The rank that `train` takes by itself. */
-const USUAL_RANK = 8
+/** Ends the check of a file. */
+const ENOUGH = new Error('enough records that cannot be used')
 
 const [mode, folder, every, gate] = process.argv.slice(2)
 const settings = JSON.parse(readFileSync(path.join(folder, 'settings.json'), 'utf8')) as JobSettings
@@ -120,57 +103,34 @@ if (process.connected) process.disconnect()
 process.exit(0)
 
 async function check(): Promise<void> {
-  const { data, evalData, task, maxLength, chatTemplate, termsRead, config } = settings
-  const facts = await closing(await loadModel(settings.model, { dtype: settings.dtype }), async (model) => {
-    const bounds = { signal: stopped.signal, maxInvalid: MAX_INVALID }
-    const options = { model, data, evalData, task, maxLength, chatTemplate, termsRead, ...bounds }
-    const linears = findLinears(readGraph(model.onnx)).filter(({ isHead }) => !isHead)
-    const about = task === 'grpo' ? { rateShare: RATE_SHARE } : await loadTask(task!)
-    const widths = linears.map(({ k }) => k)
-    const { learningRate } = withDefaultRate(resolveSettings({}), {}, about, { widths, trainsBase: false })
-    const report = await (task === 'grpo' ? checkPrompts(data) : checkData(options))
-    const sequence = report.lengths?.most ?? maxLength ?? model.contextLength ?? 0
-    const [empty, one] = [0, 1].map((batch) => trainingMemory(model, { batch, sequence, lowMemory: false }))
-    const { onnxPath: graph } = model
-    const { weights } = empty
-    const memory = {
-      graph,
-      weights,
-      copies: Math.min(weights, chooseCopies(empty, [])),
-      perRecord: one.total - empty.total,
+  const problems: { file: string; message: string }[] = []
+  const onInvalid = (error: DataError) => {
+    const isEvaluation = settings.evalData !== undefined && error.where?.startsWith(settings.evalData)
+    const file = isEvaluation ? 'validation_file' : 'training_file'
+    problems.push({ file, message: error.message.replaceAll(`${folder}${path.sep}`, '') })
+    if (problems.length === MAX_INVALID) throw ENOUGH
+  }
+  const on = { warning: (message: string) => void warn(message) }
+  const found = await withTraining({ ...settings, on }, async (opened, around) => {
+    const run = await startRun(opened, { ...around, onInvalid })
+    const { model, open, longest: sequence, copiedBytes, adapter, records } = run
+    const needs = [0, open.rowsOfExample ?? 1].map((batch) =>
+      trainingMemory(model, { batch, sequence, lowMemory: false }),
+    )
+    const [{ weights, total }, one] = needs
+    return {
+      memory: { graph: model.onnxPath, weights, copies: Math.min(weights, copiedBytes), perRecord: one.total - total },
+      adapterBytes: 4 * adapter.totalTrainableParams(),
+      records: records.kept.rows - records.kept.skippedRecords,
+      learningRate: run.settings.learningRate,
     }
-    const rows = linears.reduce((sum, { k, d }) => sum + k + d, 0)
-    return { learningRate, report, memory, adapterBytes: 4 * (config?.rank ?? USUAL_RANK) * rows }
+  }).catch((error: unknown) => {
+    if (error instanceof DataError && problems.length === 0) onInvalid(error)
+    if (problems.length === 0) throw error
+    return undefined
   })
-  const { report, ...found } = facts
-  const { learnable, invalid, notes } = report
-  const problems = invalid.slice(0, MAX_INVALID).map(({ where, message }) => ({
-    file: evalData !== undefined && where.startsWith(evalData) ? 'validation_file' : 'training_file',
-    message: message.replaceAll(`${folder}${path.sep}`, ''),
-  }))
-  if (learnable === 0 && problems.length === 0)
-    problems.push({ file: 'training_file', message: 'no record has a text to learn' })
-  if (problems.length > 0) return tell({ kind: 'invalid', problems })
-  for (const [note, count] of Object.entries(notes)) await warn(`${count} records ${note}`)
-  await tell({ kind: 'checked', records: learnable, ...found })
-}
-
-async function checkPrompts(file: string): Promise<Pick<DataReport, 'learnable' | 'invalid' | 'notes' | 'lengths'>> {
-  const invalid: { where: string; message: string }[] = []
-  let learnable = 0
-  await closing(await openFile(file), async (source) => {
-    const onInvalid = ({ where = '', message }: DataError) => void invalid.push({ where, message })
-    for await (const { row, where } of readRows(source, { name: 'data', onInvalid })) {
-      const { problems } = attempt(() => {
-        checkWriter(row, where, settings.termsRead)
-        return promptOf(row, where)
-      })
-      for (const problem of problems) invalid.push({ where, message: problem.message })
-      if (problems.length === 0) learnable++
-      if (invalid.length >= MAX_INVALID) break
-    }
-  })
-  return { learnable, invalid, notes: {}, lengths: null }
+  if (found === undefined || problems.length > 0) return tell({ kind: 'invalid', problems })
+  await tell({ kind: 'checked', ...found })
 }
 
 async function work(): Promise<void> {
@@ -211,16 +171,7 @@ async function work(): Promise<void> {
 async function judge({ metric, before }: { metric: string; before?: string }): Promise<void> {
   const { model, dtype, evalData, task, taskOptions, maxLength, chatTemplate, threads } = settings
   const { models } = await evaluate({
-    ...{
-      model,
-      dtype,
-      data: evalData!,
-      task: task as EvaluateOptions['task'],
-      taskOptions,
-      maxLength,
-      chatTemplate,
-      threads,
-    },
+    ...{ model, dtype, data: evalData!, task, taskOptions, maxLength, chatTemplate, threads },
     adapters: { ...(before !== undefined && { before }), after: run },
     ...(before !== undefined && { against: 'before' }),
     on: {},

@@ -37,11 +37,12 @@ export function settingsOf(job: Job, folder: string, { graderModels, ...base }: 
     Object.fromEntries(Object.entries(others).filter(([name]) => OF_CONFIG.includes(name) === isOfConfig))
   const task = special ?? TASKS[job.method]
   // Learning from rewards has no loss that could be measured on other records.
-  const evalData = job.validation_file === null || task === 'grpo' ? undefined : path.join(folder, 'validation.jsonl')
+  const evalData =
+    job.validation_file === null || job.method === 'reinforcement' ? undefined : path.join(folder, 'validation.jsonl')
   return {
     ...base,
     ...{ data: path.join(folder, 'training.jsonl'), evalData, task },
-    ...(task === 'grpo' && { rewards: path.join(folder, 'grader.json'), graderModels }),
+    ...(job.grader !== undefined && { rewards: path.join(folder, 'grader.json'), graderModels }),
     ...(job.start === undefined ? { config: { ...pick(true), seed: job.seed } } : { adapter: job.start }),
     ...pick(false),
   }

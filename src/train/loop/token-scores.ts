@@ -6,10 +6,10 @@ import { TensorProto_DataType as DataType } from '../../onnx/format/gen/onnx_pb.
 import type { Feeds } from '../../onnx/runtime/runtime.js'
 import type { Value } from '../../onnx/view/builder.js'
 import type { ObjectiveGraph } from '../graph/objective-graph.js'
-import { CausalLm } from './causal-lm.js'
-import { chooseTargets } from './next-tokens.js'
-import type { OpenTask } from './task.js'
-import { predictedRows } from './token-probe.js'
+import { CausalLm, causalLm } from '../tasks/causal-lm.js'
+import { chooseTargets } from '../tasks/next-tokens.js'
+import type { OpenTask, Task } from '../tasks/task.js'
+import { predictedRows } from '../tasks/token-probe.js'
 
 const GRADIENT = 'loss/gradient'
 const INVERSE_TEMPERATURE = 'loss/inverseTemperature'
@@ -20,12 +20,24 @@ export interface TokenScores {
   readonly entropies: Float32Array | undefined
 }
 
+/** The task of a loop that the caller writes: its examples have any loss of these values. */
+export function scoredTokens(hasEntropies: boolean): Task {
+  const { peftType, use, records, check, parse, encode } = causalLm
+  return {
+    ...{ peftType, use, records, check, parse, encode },
+    ...{ name: 'trainer', learns: 'by any loss', writesTexts: true },
+    open: (model: Model) => new ScoredTokens(model, hasEntropies),
+  } as unknown as Task
+}
+
 export class ScoredTokens extends CausalLm {
   readonly keepsPredictions = true
+  readonly takesTurns = true
 
   constructor(
     model: Model,
     readonly hasEntropies: boolean,
+    readonly rowsOfBatch?: number,
   ) {
     super(model, [])
   }

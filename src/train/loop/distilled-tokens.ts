@@ -8,15 +8,17 @@ import { TensorProto_DataType as DataType } from '../../onnx/format/gen/onnx_pb.
 import type { Feeds } from '../../onnx/runtime/runtime.js'
 import type { Builder, Value } from '../../onnx/view/builder.js'
 import type { ObjectiveGraph } from '../graph/objective-graph.js'
-import { CausalLm } from './causal-lm.js'
-import { chooseTargetRows, PROBED_TARGETS, withoutTargets } from './next-tokens.js'
-import type { OpenTask } from './task.js'
+import { CausalLm } from '../tasks/causal-lm.js'
+import { chooseTargetRows, PROBED_TARGETS, withoutTargets } from '../tasks/next-tokens.js'
+import type { OpenTask } from '../tasks/task.js'
 
 const TEACHER = 'loss/teacher'
 /** Below every probability that a float holds exactly, so that its logarithm is a number. */
 const TINY = 1e-38
 
 abstract class TargetRows extends CausalLm {
+  readonly takesTurns = true
+
   constructor(
     model: Model,
     /** Logits are divided by it. */
@@ -57,17 +59,17 @@ export class TeacherTokens extends TargetRows {
 
 export class DistilledTokens extends TargetRows {
   #taught: Float32Array = new Float32Array()
+  /** Gives the teacher's ln(probability) at the targets of examples, (m, V). Set before the first step. */
+  teach!: (examples: readonly Example[]) => Promise<Float32Array>
 
   /**
    * @param beta 0: KL(teacher ‖ student); 1: KL(student ‖ teacher); between: the divergence of Jensen and Shannon from
    *   the mixture (1 − beta)·student + beta·teacher
-   * @param teach the teacher's ln(probability) at the targets of examples, (m, V)
    */
   constructor(
     model: Model,
     temperature: number,
     private readonly beta: number,
-    private readonly teach: (examples: readonly Example[]) => Promise<Float32Array>,
   ) {
     super(model, temperature)
   }
