@@ -382,7 +382,10 @@ function tableFile(out, files) {
     const list = [...names]
     const types = list.every((item) => item.startsWith('type '))
     const text = (types ? list.map((item) => item.slice(5)) : list).join(', ')
-    return `import ${types ? 'type ' : ''}{ ${text} } from '${relative(out, file)}'\n`
+    // The server imports the public API alone.
+    const isOfServer = out.startsWith('src/serve/') && file === 'src/model/source-values.ts'
+    const source = isOfServer ? 'src/api/parts/entry.ts' : file
+    return `import ${types ? 'type ' : ''}{ ${text} } from '${relative(out, source)}'\n`
   })
   return `${HEAD}${imports.join('')}\n${body}`
 }

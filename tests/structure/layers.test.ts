@@ -241,6 +241,42 @@ describe('districts of src/', () => {
     expect(packages.filter((name) => !/^(lowrank|fflate|onnxruntime-web\/.*\?url)$/.test(name))).toEqual([])
   })
 
+  it('builds the server from the public API alone', () => {
+    const { exports } = JSON.parse(textOf('package.json'))
+    const entries = [...JSON.stringify(exports).matchAll(/"\.\/dist\/(api\/[\w/]+)\.js"/g)].map(
+      ([, name]) => `src/${name}.ts`,
+    )
+    expect(entries).toContain('src/api/parts/entry.ts')
+    const isPublic = (path: string) => /^src\/(serve|core\/base)\//.test(path) || entries.includes(path)
+    const wrong = imports.filter(({ from, to }) => from.startsWith('src/serve/') && to !== undefined && !isPublic(to))
+    // The process of a job still takes the start of a run apart.
+    expect(wrong.filter(({ from }) => from !== 'src/serve/jobs/node/job-process.ts').map(arrow)).toEqual([])
+  })
+
+  it.each([
+    ['How a chat is answered', 'src/serve/node/listen.ts'],
+    ['How a merge runs', 'src/api/merge.ts'],
+  ])('is told in at most 20 files: %s', (title, first) => {
+    const [, steps] = new RegExp(`^## ${title}\n([^]*?)^## `, 'm').exec(textOf('ARCHITECTURE.md'))!
+    const named = [...steps.matchAll(/^\d\. .*$/gm)].flatMap(([line]) => [...line.matchAll(/`(\w+\/[\w/-]+)`/g)])
+    const walk = [...new Set(named.map(([, name]) => `src/${name}.ts`))].filter((path) => path !== 'src/model/place.ts')
+    expect(walk[0]).toBe(first)
+    expect(walk.filter((path) => !existsSync(join(root, path)))).toEqual([])
+    expect(walk.length).toBeGreaterThan(6)
+    expect(walk.length).toBeLessThanOrEqual(20)
+  })
+
+  it('keeps the forms of the server below its queue and its routes', () => {
+    const forms = imports.filter(({ from }) => from.startsWith('src/serve/forms/'))
+    expect(forms.length).toBeGreaterThan(10)
+    const up = /^src\/serve\/(node\/|routes|handler|dispatch|serving|gate)/
+    expect(forms.filter(({ to }) => to !== undefined && up.test(to)).map(arrow)).toEqual([])
+    const served = imports.filter(
+      ({ from, to }) => /^src\/serve\/routes\//.test(from) && /\/(routes|dispatch|handler)\.ts$/.test(to ?? ''),
+    )
+    expect(served.map(arrow)).toEqual([])
+  })
+
   it('names Node built-ins with their prefix', () => {
     const bare =
       /^(assert|buffer|child_process|crypto|fs|module|os|path|perf_hooks|process|stream|url|util|worker_threads)(\/|$)/

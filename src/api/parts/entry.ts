@@ -1,10 +1,16 @@
-// Parts of lowrank for servers and other programs of your own: what checks options and reads prompts.
+// lowrank/parts: what a server of your own needs besides `lowrank`. lowrank/server is built from the two alone.
 
 /** @module lowrank/parts */
 
+export { gigabytes } from '../../model/memory.js'
 export { requireTokenizer } from '../../model/model-folder.js'
+export { MODEL, NAMED_ADAPTERS, SOURCE } from '../../model/source-values.js'
 export { isMix } from '../../run/adapters/choice.js'
 export { SAMPLING_OPTIONS, STREAM_OPTIONS } from '../../run/gen/options.js'
 export { NO_ROOM } from '../../run/generate/prompts.js'
 export { resolveSampling } from '../../run/generate/sampling.js'
 export { checkedSchema } from '../../run/schemas/schemas.js'
+export { openGrader } from '../../train/loop/graders/grader.js'
+export { RUN_FILES } from '../../train/saved/run-folder.js'
+export { memoryLimits } from '../platform/memory.js'
+export { openFolder, openTarget } from '../sources.js'

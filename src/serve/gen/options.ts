@@ -1,7 +1,7 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
 import { type OptionTable, anyOf, needed, OBJECT, NAME, listOf, FUNCTION, ranged, BOOLEAN, eventsOf, oneOf } from '../../core/base/options.js'
-import { MODEL, SOURCE, NAMED_ADAPTERS } from '../../model/source-values.js'
+import { MODEL, SOURCE, NAMED_ADAPTERS } from '../../api/parts/entry.js'
 import { API_KEYS } from '../keys.js'
 import { ALIASES } from '../upstream/upstreams.js'
 

@@ -2,7 +2,7 @@
 
 import { realpath } from 'node:fs/promises'
 import path from 'node:path'
-import { openTarget } from '../../api/sources.js'
+import { openTarget } from '../../api/node/parts.js'
 import type { Directory, Source } from '../../core/base/bytes.js'
 import { FileError } from '../../core/base/errors.js'
 

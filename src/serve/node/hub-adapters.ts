@@ -1,6 +1,6 @@
 // Finds adapters on the Hub for callers who may load them. Only public ones are found: the server's token is not sent.
 
-import { openFolder } from '../../api/sources.js'
+import { openFolder } from '../../api/node/parts.js'
 import { ConfigError, FileError } from '../../core/base/errors.js'
 import type { ResolveAdapter } from '../adapters.js'
 

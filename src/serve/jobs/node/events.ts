@@ -2,8 +2,8 @@
 
 import { appendFile } from 'node:fs/promises'
 import path from 'node:path'
+import { withFileErrors } from '../../../api/node/parts.js'
 import { Turns } from '../../../core/base/turns.js'
-import { withFileErrors } from '../../../files/io/node/errors.js'
 import { seconds } from '../../adapters.js'
 import { readLines } from './results.js'
 import { PRIVATE } from './store.js'

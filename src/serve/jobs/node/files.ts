@@ -2,11 +2,10 @@
 
 import { link, open, stat } from 'node:fs/promises'
 import path from 'node:path'
+import { openFile, textLines } from '../../../api/node/parts.js'
 import { closing } from '../../../core/base/bytes.js'
 import { FileError } from '../../../core/base/errors.js'
 import { isObject, jsonIn } from '../../../core/base/options.js'
-import { textLines } from '../../../files/data/text-chunks.js'
-import { openFile } from '../../../files/io/node/files.js'
 import { seconds } from '../../adapters.js'
 import { checkFields } from '../../fields.js'
 import { HttpError, invalid } from '../../http.js'

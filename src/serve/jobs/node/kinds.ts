@@ -2,6 +2,7 @@
 // them. Whatever has another name is not the server's: it stays as it is.
 
 import { readdir } from 'node:fs/promises'
+import { isUnfinishedWork, withFileErrors } from '../../../api/node/parts.js'
 import {
   COUNT,
   isObject,
@@ -13,8 +14,6 @@ import {
   ranged,
   STRING,
 } from '../../../core/base/options.js'
-import { withFileErrors } from '../../../files/io/node/errors.js'
-import { isUnfinishedWork } from '../../../files/io/node/whole-output.js'
 
 export interface EntryKind {
   /** The word for an entry in error messages. */

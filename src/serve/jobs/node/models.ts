@@ -2,12 +2,10 @@
 
 import { readFile } from 'node:fs/promises'
 import path from 'node:path'
+import { codeOf, fileError, RUN_FILES, removeWritten } from '../../../api/node/parts.js'
 import { FileError } from '../../../core/base/errors.js'
 import { isObject, jsonIn, kind, listOf, NAME } from '../../../core/base/options.js'
 import { Turns } from '../../../core/base/turns.js'
-import { codeOf, fileError } from '../../../files/io/node/errors.js'
-import { removeWritten } from '../../../files/io/node/whole-output.js'
-import { RUN_FILES } from '../../../train/saved/run-folder.js'
 import type { AdapterRegistry, TunedModels } from '../../adapters.js'
 import { seconds } from '../../adapters.js'
 import { HttpError } from '../../http.js'

@@ -2,8 +2,8 @@
 
 import { createReadStream } from 'node:fs'
 import path from 'node:path'
+import { codeOf } from '../../../api/node/parts.js'
 import { isObject, jsonIn } from '../../../core/base/options.js'
-import { codeOf } from '../../../files/io/node/errors.js'
 
 /** A step, with the loss on the validation file if it was measured then. */
 export interface StepLine {
