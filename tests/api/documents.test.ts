@@ -32,7 +32,6 @@ const blocks = new Map(
 const entries = [
   'api/index',
   'api/handoff',
-  'api/node/parts',
   'app/transformers/entry',
   'serve/node/entry',
   'serve/node/ai-sdk',
