@@ -1,7 +1,7 @@
 // /v1/messages, Anthropic's form of a chat: fields → those of OpenAI's chat, and results → messages and events.
 
+import type { AnswerPart } from '../../api/parts/entry.js'
 import { isObject, jsonIn, objectOf } from '../../core/base/options.js'
-import type { AnswerPart } from '../../model/text/calls/reader.js'
 import type { Fields } from '../fields.js'
 import { invalid, type WireForm } from '../http.js'
 import { chatRequest } from './chat.js'

@@ -1,7 +1,7 @@
 // /v1/chat/completions: fields → a request, which other forms of chats take too, and texts → OpenAI's choices.
 
 import type { GenerateResult, TokenScore } from '../../api/index.js'
-import type { AnswerReader } from '../../model/text/calls/reader.js'
+import type { AnswerReader } from '../../api/parts/entry.js'
 import type { Fields } from '../fields.js'
 import { HttpError } from '../http.js'
 import { type ChoiceForm, choicesWriter } from './choices.js'

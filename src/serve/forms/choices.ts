@@ -1,7 +1,7 @@
 // Answers with choices, in OpenAI's form: chat completions and completions, whole or in chunks.
 
 import type { GenerateResult, ReadToken, TokenScore } from '../../api/index.js'
-import type { AnswerPart, AnswerReader } from '../../model/text/calls/reader.js'
+import type { AnswerPart, AnswerReader } from '../../api/parts/entry.js'
 import { seconds } from '../adapters.js'
 import type { AnswerWriter, Asked, TextRequest } from './form.js'
 

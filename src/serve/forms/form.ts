@@ -8,7 +8,7 @@ import type {
   Prompt,
   TokenScore,
 } from '../../api/index.js'
-import type { AnswerPart, AnswerReader } from '../../model/text/calls/reader.js'
+import type { AnswerPart, AnswerReader } from '../../api/parts/entry.js'
 import type { Fields } from '../fields.js'
 import { HttpError } from '../http.js'
 

@@ -1,9 +1,8 @@
 // /v1/responses, as Open Responses describes it: a text and calls of functions, whole or as events. Nothing is stored.
 
 import type { GenerateResult, MessageOfParts } from '../../api/index.js'
-import { resolveSampling } from '../../api/parts/entry.js'
+import { resolveSampling, type ToolCall } from '../../api/parts/entry.js'
 import { isObject } from '../../core/base/options.js'
-import type { ToolCall } from '../../model/text/calls/reader.js'
 import { seconds } from '../adapters.js'
 import type { Fields } from '../fields.js'
 import { invalid } from '../http.js'

@@ -1,9 +1,7 @@
 // What the calls of a request's tools must look like: a structural tag of xgrammar forces calls that are required, and
 // the arguments of tools that are `strict`.
 
-import { checkedSchema } from '../../api/parts/entry.js'
-import type { CallForm } from '../../model/text/calls/call.js'
-import { callStructure } from '../../model/text/calls/tags.js'
+import { type CallForm, callStructure, checkedSchema } from '../../api/parts/entry.js'
 import { HttpError } from '../http.js'
 import type { TextRequest } from './form.js'
 

@@ -1,7 +1,6 @@
 // Writes the texts of a request, in any form: waits for a place, runs the session, and gives the form what it writes.
 
-import { callFormNamed, functionsOf } from '../../model/text/calls/forms.js'
-import { AnswerReader } from '../../model/text/calls/reader.js'
+import { AnswerReader, callFormNamed, functionsOf } from '../../api/parts/entry.js'
 import type { Fields } from '../fields.js'
 import type { TextForm, TextRequest } from '../forms/form.js'
 import { structureOf } from '../forms/tool-prompt.js'
