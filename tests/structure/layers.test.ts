@@ -180,6 +180,29 @@ describe('districts of src/', () => {
     expect(blind.filter((path) => namingType.test(textOf(path)))).toEqual([])
   })
 
+  it('starts runs in one function, and walks from it to AdamW as ARCHITECTURE.md says', () => {
+    const worksOut = /^import [^']*\b(withDefaultRate|chooseCopies|newAdapter|joinGraphs|findTargets)\b/m
+    const using = files.filter((path) => /^src\/(api|train|serve)\//.test(path) && worksOut.test(textOf(path)))
+    // What only evaluates or checks records joins graphs, too.
+    expect(using.filter((path) => !/\/(evaluate-adapters|check|search)\.ts$|\/search\//.test(path))).toEqual([
+      'src/train/start-run.ts',
+    ])
+    const opening = files.filter((path) => /\bLearner\.open\(/.test(textOf(path)))
+    expect(opening).toEqual([
+      ...['src/train/evaluate/evaluate-adapters.ts', 'src/train/loop/distill.ts', 'src/train/loop/trainer.ts'],
+      'src/train/train.ts',
+    ])
+    const walk = [...textOf('ARCHITECTURE.md').matchAll(/^\d+\. `(src\/[^`]+\.ts)`/gm)].map(([, path]) => path)
+    expect(walk[0]).toBe('src/api/verbs.ts')
+    expect(walk.at(-1)).toBe('src/train/engine/optimizer.ts')
+    expect(walk.length).toBeLessThanOrEqual(10)
+    const reached = new Set([walk[0]])
+    for (const path of walk) {
+      expect(reached).toContain(path)
+      for (const { to } of importsOf(path)) if (to !== undefined) reached.add(to)
+    }
+  })
+
   it('places adapters in model/place alone', () => {
     // Nothing else looks for the places of parts, or reads values to find out what is tied or a copy.
     const walks =
