@@ -1,4 +1,4 @@
-// llama.cpp with adapters that lowrank wrote, against PEFT's logits.
+// llama.cpp with adapters that lowrank wrote, and with models into which it merged them, against PEFT's logits.
 //
 //     check_gguf.mjs NODE_LLAMA_CPP BASES
 //
@@ -11,7 +11,7 @@ import { mkdtempSync, readdirSync, readFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
-import { convertAdapter } from '../../dist/api/node.js'
+import { convertAdapter, merge } from '../../dist/api/node.js'
 import unpackAll from './packed.mjs'
 
 const [packages, bases] = process.argv.slice(2).map((path) => resolve(path))
@@ -69,8 +69,18 @@ for (const { name } of names) {
     if (!isClose) failed++
     line.push(`${outDtype} ${off.toExponential(1)}${isClose ? '' : ' WRONG'}`)
   }
-  console.log(line.join('  '))
   await model.dispose()
+  for (const outDtype of Object.keys(TOLERANCE)) {
+    const out = join(scratch, `${name}-${outDtype}-merged.gguf`)
+    await merge({ base: join(bases, `${name}.gguf`), adapters: join(golden, name), out, outDtype, on: {} })
+    const merged = await llama.loadModel({ modelPath: out, useMmap: false })
+    const off = largest(await logProbabilities(merged, tokens), logSoftmax(logits))
+    await merged.dispose()
+    const isClose = off < TOLERANCE[outDtype] * (outDtype === 'fp32' ? 1 : change)
+    if (!isClose) failed++
+    line.push(`merged ${outDtype} ${off.toExponential(1)}${isClose ? '' : ' WRONG'}`)
+  }
+  console.log(line.join('  '))
 }
 await llama.dispose()
 console.log(failed === 0 ? 'all right' : `${failed} wrong`)

@@ -12,13 +12,13 @@ export type AdapterToMerge =
 
 /** Options of {@link merge}. */
 export interface MergeOptions extends MergeSettings {
-  /** The model to add the adapter to: a folder, an .onnx file, a safetensors file or its index. */
+  /** The model to add the adapter to: a folder, an .onnx file, a safetensors file or its index, or a .gguf file. */
   base: Source
   /** One adapter, or several adapters. Their changes are added. */
   adapters: AdapterToMerge | readonly AdapterToMerge[]
   /**
-   * The place of the result. A path that ends in .onnx or .safetensors is a file. Other paths are folders, which also
-   * get the base's configuration and tokenizer.
+   * The place of the result. A path that ends in .onnx, .safetensors or .gguf is a file. Other paths are folders, which
+   * also get the base's configuration and tokenizer.
    */
   out: Target
 }

@@ -5,11 +5,11 @@
 //   io/source.ts                   what a string means: a path, an id on the Hub, or a URL
 //   io/                            files in Node, in browsers, on the Hub with its cache, and on web servers
 //   safetensors.ts, checkpoint.ts  one file of tensors, and several with an index
-//   gguf.ts, json.ts               files for llama.cpp; JSON from strangers
+//   gguf/, json.ts                 files for llama.cpp; JSON from strangers
 //   data/                          rows for training, from JSONL, CSV, Parquet, folders and memory
 
 import { type ByteSink, type ByteSource, type Directory, sniff, writeThrough } from '../core/base/bytes.js'
-import { DTYPE_BITS, decodeWeights, requireWeightDtype, type TensorDtype } from '../core/base/dtype.js'
+import { DTYPE_BITS, decodeWeights, isBlockDtype, requireWeightDtype, type TensorDtype } from '../core/base/dtype.js'
 import { counted, didYouMean, FormatError, ShapeError } from '../core/base/errors.js'
 import { elementCount, formatShape, type Tensor } from '../core/base/tensor.js'
 import { type JsonObject, type JsonValue, parseJson } from './json.js'
@@ -19,7 +19,9 @@ const MAX_HEADER_BYTES = 100_000_000
 const LENGTH_BYTES = 8
 const METADATA_KEY = '__metadata__'
 
-const DTYPES = Object.keys(DTYPE_BITS) as TensorDtype[]
+const DTYPES: readonly TensorDtype[] = (Object.keys(DTYPE_BITS) as TensorDtype[]).filter(
+  (dtype) => !isBlockDtype(dtype),
+)
 
 const SPELLINGS: Partial<Record<TensorDtype, string>> = { fp16: 'F16', bf16: 'BF16', fp32: 'F32', fp64: 'F64' }
 

@@ -20,9 +20,9 @@ export async function chooseFormat(
   out: string | undefined,
   { format: wish, dtype }: { format?: MergeFormat | undefined; dtype?: DtypeChoice | undefined },
 ): Promise<ChosenFormat> {
-  const named = /\.(onnx|safetensors)$/.exec(out ?? '')?.[1] as 'onnx' | 'safetensors' | undefined
+  const named = /\.(onnx|safetensors|gguf)$/.exec(out ?? '')?.[1] as MergeFormat | undefined
   if (file !== undefined) {
-    const format = isCheckpointFile(file) ? 'safetensors' : 'onnx'
+    const format = isCheckpointFile(file) ? 'safetensors' : file.endsWith('.gguf') ? 'gguf' : 'onnx'
     requireSame(wish, format, `the base is the file ${file}`)
     if (dtype !== undefined && format === 'onnx') {
       throw new ConfigError({ where: 'dtype', what: 'not together with the path of a graph', got: file })
@@ -30,6 +30,14 @@ export async function chooseFormat(
     return { format, graphs: format === 'onnx' ? [file] : [], checkpoint: format === 'onnx' ? undefined : file }
   }
   if (named !== undefined) requireSame(wish, named, `the result is a .${named} file`)
+  if ((wish ?? named) === 'gguf') {
+    throw new UnsupportedError({
+      where: directory.name,
+      what: 'a GGUF file can only be made from a GGUF file',
+      expected: 'the path of a .gguf file as the base',
+      hint: 'Merge into the checkpoint, and convert the merged model with llama.cpp',
+    })
+  }
   // A `dtype` chooses between graphs, so a graph is wanted.
   const isGraphWanted = (wish ?? named ?? (dtype === undefined ? undefined : 'onnx')) !== 'safetensors'
   const isSure = dtype !== undefined && isGraphWanted
@@ -53,7 +61,7 @@ export async function chooseFormat(
   })
 }
 
-function requireSame(wish: MergeFormat | undefined, format: 'onnx' | 'safetensors', because: string): void {
+function requireSame(wish: MergeFormat | undefined, format: MergeFormat, because: string): void {
   if (wish === undefined || wish === format) return
   throw new ConfigError({
     where: 'format',

@@ -3,7 +3,7 @@
 import type { ChunkChange } from './weight.js'
 
 /** The kind of model that a result is. */
-export type MergeFormat = 'onnx' | 'safetensors'
+export type MergeFormat = 'onnx' | 'safetensors' | 'gguf'
 
 /** How much merging changed a layer. */
 export interface LayerChange {

@@ -3,7 +3,7 @@
 // What is in src/merge/, in reading order:
 //   open.ts, parts.ts            the base and the adapters of a merge
 //   plan/                        the plan for a checkpoint, from headers and names alone
-//   onnx/                        the plan for a graph
+//   onnx/, gguf/                 the plan for a graph, and for a file of llama.cpp
 //   weight.ts                    the computation: W + Σ w·s·B·A
 //   carry-out.ts, chunk-loop.ts  writes what was planned; node/ does it in threads
 //   tools/                       combine, resize, extract, compare, make plain LoRA

@@ -1,5 +1,6 @@
 // Opens a checkpoint for a merge, and plans the merge into it.
 
+import type { FloatDtype } from '../core/base/dtype.js'
 import { type Checkpoint, openCheckpoint } from '../files/checkpoint.js'
 import { isEmbeddingModule, isHeadModule } from '../lora/peft/tied.js'
 import { copyOf, textFile } from './base-files.js'
@@ -18,7 +19,8 @@ export async function openCheckpointBase(input: PlanInput): Promise<OpenBase> {
     where: `${directory.name}/${chosen.checkpoint ?? checkpoint.indexPath ?? checkpoint.shards[0].path}`,
     async plan(opened, config, fit) {
       Object.assign(fit, vocabularyOf(checkpoint.tensors, config?.values))
-      const dtype = input.outDtype === 'keep' ? undefined : input.outDtype
+      // `refuseForFormat` lets only these types through for a checkpoint.
+      const dtype = input.outDtype === 'keep' ? undefined : (input.outDtype as FloatDtype | undefined)
       // When unmerging: if the weights are still tied, the adapter was merged into the shared weight.
       const tied = input.sign === -1 ? 'keep' : input.tied
       const model = await knowBase(checkpoint, config?.values, opened)

@@ -4,7 +4,7 @@ import { closingOnError } from '../core/base/bytes.js'
 import type { OnnxModel } from '../onnx/format/model.js'
 import type { ChosenFormat } from './choose-format.js'
 import type { MergePlanReport } from './merge-report.js'
-import type { MergeInput, PlanInput } from './parts.js'
+import type { MergeInput, OpenBase, PlanInput } from './parts.js'
 import { openAdapters, requireFiniteReplacements } from './plan/adapters.js'
 import { editConfig, loadConfig, withoutConfig } from './plan/config-edit.js'
 import { FitProblems } from './plan/fit-problems.js'
@@ -27,11 +27,10 @@ export async function openPlan(
   return closingOnError({ close }, async () => {
     const adapters = [input.adapters].flat().map(weighted)
     const state = { chosen, adapters, sign: input.sign ?? 1, sources: [], closers }
-    const planned: PlanInput = { ...input, ...state }
-    const base =
-      chosen.format === 'onnx'
-        ? await (await import('./onnx/open.js')).openGraphs(planned, models)
-        : await (await import('./open-checkpoint.js')).openCheckpointBase(planned)
+    // A GGUF file holds its own configuration and tokenizer.
+    const weightsOnly = input.weightsOnly || chosen.format === 'gguf'
+    const planned: PlanInput = { ...input, ...state, weightsOnly }
+    const base = await openBase(planned, models)
     const { sign, sources } = planned
     const opened = await openAdapters(adapters, sign, { isTolerant: onlyFits }, sources)
     closers.push(() => opened.close())
@@ -41,6 +40,13 @@ export async function openPlan(
     const plan = await base.plan(opened, config, fit)
     return { input: planned, where: base.where, opened, config, fit, plan, close }
   })
+}
+
+async function openBase(input: PlanInput, models?: readonly OnnxModel[]): Promise<OpenBase> {
+  const { format } = input.chosen
+  if (format === 'onnx') return (await import('./onnx/open.js')).openGraphs(input, models)
+  if (format === 'gguf') return (await import('./gguf/open.js')).openGgufBase(input)
+  return (await import('./open-checkpoint.js')).openCheckpointBase(input)
 }
 
 export type OpenMerge = Awaited<ReturnType<typeof openMerge>>

@@ -22,8 +22,7 @@ export interface MergeSettings {
   on?: MergeEvents | undefined
   /**
    * Format of the result. Default: the format of the base file. If the base is a folder: `onnx` if it has an .onnx
-   * model, else
-   * `safetensors`.
+   * model, else `safetensors`. A GGUF file is made only from a GGUF file.
    */
   format?: MergeFormat | undefined
   /**
@@ -44,9 +43,10 @@ export interface MergeSettings {
   allowMissing?: boolean | undefined
   /**
    * Type of the weights that are written; all fp64, fp32, fp16 and bf16 tensors are converted. Default `keep`. Not for
-   * .onnx.
+   * .onnx. In a .gguf only the tensors that change are converted. By default they keep their type too, except K types
+   * and iq4_nl, which become q8_0; `keep` refuses these. Only a .gguf can have q8_0 and q4_0.
    */
-  outDtype?: FloatDtype | 'keep' | undefined
+  outDtype?: FloatDtype | 'q8_0' | 'q4_0' | 'keep' | undefined
   /**
    * Largest size of a weight file in bytes. Default: the same files as the base. Not for .onnx.
    * @range an integer of at least 1
@@ -74,22 +74,26 @@ export interface MergeSettings {
   threads?: number | undefined
 }
 
-/** Options that only one format has. The other format accepts such an option if its value is `allowed`. */
-const ONLY: readonly (readonly [keyof MergeSettings, MergeFormat, what: string, allowed?: string])[] = [
-  ['modules', 'onnx', 'it names nodes of an .onnx file'],
-  ['dtype', 'onnx', 'it chooses an .onnx file; the type that is written is `outDtype`'],
-  ['tied', 'safetensors', 'in an .onnx file tied embeddings are always untied', 'untie'],
-  ['outDtype', 'safetensors', 'the types of an .onnx file stay as they are', 'keep'],
-  ['maxShardBytes', 'safetensors', 'an .onnx file has its own data files'],
+/** Options that some formats do not have. They accept such an option if its value is `allowed`. */
+const ONLY: readonly (readonly [keyof MergeSettings, readonly MergeFormat[], what: string, allowed?: string])[] = [
+  ['modules', ['onnx'], 'it names nodes of an .onnx file'],
+  ['dtype', ['onnx'], 'it chooses an .onnx file; the type that is written is `outDtype`'],
+  ['tied', ['safetensors', 'gguf'], 'in an .onnx file tied embeddings are always untied', 'untie'],
+  ['outDtype', ['safetensors', 'gguf'], 'the types of an .onnx file stay as they are', 'keep'],
+  ['maxShardBytes', ['safetensors'], 'only a checkpoint can be cut into files'],
 ]
 
 export function refuseForFormat(settings: MergeSettings, format: MergeFormat): void {
-  for (const [where, only, what, allowed] of ONLY) {
-    if (only === format || settings[where] === undefined || settings[where] === allowed) continue
-    const into = only === 'onnx' ? 'the .onnx' : 'safetensors'
-    const hint = `Leave it out, or merge into ${into}: \`format: '${only}'\``
-    throw new UnsupportedError({ where, what, got: `a result in the format '${format}'`, hint })
+  const got = `a result in the format '${format}'`
+  for (const [where, formats, what, allowed] of ONLY) {
+    if (formats.includes(format) || settings[where] === undefined || settings[where] === allowed) continue
+    const into = formats[0] === 'onnx' ? 'the .onnx' : 'safetensors'
+    const hint = `Leave it out, or merge into ${into}: \`format: '${formats[0]}'\``
+    throw new UnsupportedError({ where, what, got, hint })
   }
+  const { outDtype } = settings
+  if (format === 'gguf' || (outDtype !== 'q8_0' && outDtype !== 'q4_0')) return
+  throw new UnsupportedError({ where: 'outDtype', what: `only a .gguf file can have ${outDtype}`, got })
 }
 
 export function refuseWithoutPath(settings: MergeSettings): void {

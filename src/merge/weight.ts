@@ -2,10 +2,11 @@
 // m ⊙ (W + s·B·A) / ‖W + s·B·A‖ (DoRA, Liu et al. 2024, arXiv 2402.09353, equation 5), a chunk at a time.
 
 import type { ByteSource } from '../core/base/bytes.js'
-import { decodeWeights, encodeWeights, sizeOf, type WeightDtype } from '../core/base/dtype.js'
+import { sizeOf, type WeightDtype } from '../core/base/dtype.js'
 import { NumericError } from '../core/base/errors.js'
 import { type FloatArray, isAllFinite } from '../core/base/tensor.js'
 import { BLOCK_ELEMENTS, COLUMN_MULTIPLE, createMergeKernel, type MergeKernel } from '../core/kernels/merge-kernel.js'
+import { decodeStored, encodeStored, type StoredDtype, storedSize } from '../files/gguf/blocks.js'
 import type { Factor, FactorSlice, LayerFactors, LayerMagnitude } from './plan/adapters.js'
 import {
   CHUNK_BYTES,
@@ -29,7 +30,7 @@ interface Current {
 /** Factor B (d, r·E) of stacked experts. */
 interface Stack {
   readonly factor: Factor
-  readonly base: WeightDtype
+  readonly base: StoredDtype
   readonly values: FloatArray
 }
 
@@ -103,7 +104,7 @@ export class ChunkMerger {
   }
 
   /** Returns values that are valid until the next block is read. */
-  async #readBlock({ factor, offset, byteLength }: FactorRange, base: WeightDtype): Promise<FloatArray> {
+  async #readBlock({ factor, offset, byteLength }: FactorRange, base: StoredDtype): Promise<FloatArray> {
     if (this.#staging.byteLength < byteLength) this.#staging = new Uint8Array(byteLength)
     const bytes = await this.#read(factor.source, offset, this.#staging.subarray(0, byteLength))
     return factorValues(factor, bytes, base)
@@ -137,7 +138,7 @@ export class ChunkMerger {
   }
 
   /** The columns of B for the experts are interleaved, so B is read whole, once for consecutive experts. */
-  async #stackOf(layer: number, factor: Factor, base: WeightDtype): Promise<Stack> {
+  async #stackOf(layer: number, factor: Factor, base: StoredDtype): Promise<Stack> {
     const known = this.#stacks.get(layer)
     const { source, offset } = factor
     if (known?.factor.source === source && known.factor.offset === offset && known.base === base) return known
@@ -152,16 +153,17 @@ export class ChunkMerger {
     const kernel = this.#kernel
     const current = this.#current!
     const isConverted = weight.isWidened
-    const dtype = !isConverted ? weight.to : weight.from === 'fp64' ? 'fp64' : 'fp32'
-    const base = isConverted ? decodeWeights(input, weight.from) : undefined
-    if (base !== undefined) kernel.chunk.set(encodeWeights(base, dtype))
+    // A weight that is not widened is of a type that the kernel adds to as it is.
+    const dtype = !isConverted ? (weight.to as WeightDtype) : weight.from === 'fp64' ? 'fp64' : 'fp32'
+    const base = isConverted ? decodeStored(input, weight.from) : undefined
+    if (base !== undefined) kernel.chunk.set(encodeStored(base, dtype))
     const job = { dtype, rows, column, columns, left: this.#left, terms: weight.layers } as const
     const { baseSquares, deltaSquares, overflows, firstOverflow } = kernel.merge(job)
     if (overflows > 0) throw overflowError(chunk, weight, firstOverflow)
     const merged = kernel.chunk.subarray(0, rows * columns * sizeOf(dtype))
     const change = { weight, baseSquares, deltaSquares }
     if (base === undefined) return { bytes: merged, changes: [change] }
-    const result = decodeWeights(merged, dtype)
+    const result = decodeStored(merged, dtype)
     if (current.scales !== undefined) change.deltaSquares = scaleChunk(chunk, weight, result, base, current.scales)
     return { bytes: narrowed(chunk, weight, result, base), changes: [change] }
   }
@@ -169,8 +171,8 @@ export class ChunkMerger {
   async #mergeWindows(chunk: Chunk, weight: WeightPlan, input: Uint8Array): Promise<ChunkResult> {
     const { from, to, windows = [] } = weight
     const { rows, columns } = chunk
-    const output = from === to ? input.slice() : encodeWeights(decodeWeights(input, from), to).slice()
-    const [size, written] = [sizeOf(from), sizeOf(to)]
+    const output = from === to ? input.slice() : encodeStored(decodeStored(input, from), to).slice()
+    const [size, written] = [storedSize(from), storedSize(to)]
     const changes: ChunkChange[] = []
     for (const [i, { column: first, weight: window }] of windows.entries()) {
       this.#inner[i] ??= new ChunkMerger(this.sources)
@@ -203,7 +205,7 @@ export class ChunkMerger {
     input: Uint8Array,
   ): Promise<ChunkResult> {
     const { row, rows, columns } = chunk
-    const base = decodeWeights(input, weight.from)
+    const base = decodeStored(input, weight.from)
     const result = base.slice()
     for (const [i, range] of columnRanges(values, row, rows).entries()) {
       const replaced = await this.#readBlock(range, 'fp64')
@@ -253,8 +255,8 @@ export class ChunkMerger {
 
 /** Converts values to the written type. Throws NumericError if a value is not finite that was finite in the base. */
 function narrowed(chunk: Chunk, weight: WeightPlan, values: FloatArray, base: FloatArray): Uint8Array {
-  const output = encodeWeights(values, weight.to)
-  const stored = decodeWeights(output, weight.to)
+  const output = encodeStored(values, weight.to)
+  const stored = decodeStored(output, weight.to)
   const overflow = stored.findIndex((value, i) => !Number.isFinite(value) && Number.isFinite(base[i]))
   if (overflow !== -1) throw overflowError(chunk, weight, overflow)
   return output
@@ -304,16 +306,16 @@ function columnsOf(
 }
 
 /** Decodes the values of a factor. If the bytes already have the right precision, the result is a view of them. */
-function factorValues({ dtype }: Factor, bytes: Uint8Array, base: WeightDtype): FloatArray {
+function factorValues({ dtype }: Factor, bytes: Uint8Array, base: StoredDtype): FloatArray {
   const isAligned = dtype === 'fp32' && bytes.byteOffset % 4 === 0
   const stored = isAligned
     ? new Float32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 4)
-    : decodeWeights(bytes, dtype)
+    : decodeStored(bytes, dtype)
   return inPrecisionOf(base, stored)
 }
 
 /** Converts values to f64 if the base is fp64, else to f32. */
-function inPrecisionOf(base: WeightDtype, values: FloatArray): FloatArray {
+function inPrecisionOf(base: StoredDtype, values: FloatArray): FloatArray {
   if (base === 'fp64') return values instanceof Float64Array ? values : Float64Array.from(values)
   return values instanceof Float32Array ? values : Float32Array.from(values)
 }
@@ -393,7 +395,7 @@ export async function computeScales(
     for (let i = 0; i < chunks.count; i++) {
       const chunk = chunks.at(i)
       const { bytes } = await merger.merge(chunk)
-      const values = decodeWeights(bytes, weight.to)
+      const values = decodeStored(bytes, weight.to)
       for (const [j, window] of scaled.entries()) {
         const { isInputMajor } = window.weight.layers[0]
         const [first, end] = [window.column, window.column + window.weight.columns]
@@ -410,7 +412,7 @@ export async function computeScales(
       const first = place!.offset / SCALE_BYTES
       const { dtype, offset, source } = magnitude
       const bytes = await sources[source].read(offset + first * sizeOf(dtype), d * sizeOf(dtype))
-      const values = inPrecisionOf(weight.from, decodeWeights(bytes, dtype))
+      const values = inPrecisionOf(weight.from, decodeStored(bytes, dtype))
       sums[j].forEach((square, output) => {
         scales[first + output] = values[output] / Math.sqrt(square)
       })

@@ -37,10 +37,27 @@ export const DTYPE_BITS = {
   fp64: 64,
   I64: 64,
   U64: 64,
+  // The types of GGUF files whose values share scales: the bits of a value, with its part of the scale.
+  q4_0: 4.5,
+  q4_1: 5,
+  q5_0: 5.5,
+  q5_1: 6,
+  q8_0: 8.5,
+  q4_k: 4.5,
+  q5_k: 5.5,
+  q6_k: 6.5625,
+  iq4_nl: 4.5,
 } as const
 
 /** The element type of a stored tensor. */
 export type TensorDtype = keyof typeof DTYPE_BITS
+
+/** A type of GGUF files whose values share scales. */
+export type BlockDtype = Extract<TensorDtype, `q${string}` | `iq${string}`>
+
+export function isBlockDtype(dtype: TensorDtype): dtype is BlockDtype {
+  return /^i?q\d/.test(dtype)
+}
 
 export function isFloatDtype(dtype: TensorDtype): dtype is FloatDtype {
   return dtype === 'fp32' || dtype === 'fp16' || dtype === 'bf16'

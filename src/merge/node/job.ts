@@ -25,7 +25,7 @@ export async function openPathJob(request: MergeRequest, runs: boolean): Promise
   const chosen = await chooseFormat(base, given, request)
   refuseForFormat(request, chosen.format)
   refuseEnding(given, chosen.format)
-  const isFile = /\.(safetensors|onnx)$/.test(given)
+  const isFile = /\.(safetensors|onnx|gguf)$/.test(given)
   const out = await realOutput(given)
   if (await isMountPoint(out)) throw mountedError(given)
   const names = isFile ? { outFile: path.basename(out), dataName: await freeDataName(out), weightsOnly: true } : {}

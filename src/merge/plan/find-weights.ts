@@ -1,11 +1,12 @@
 // Finds the tensors of a checkpoint that a layer changes, by its name there or in transformers, and checks their shapes
 // and types.
 
-import { isWeightDtype, requireWeightDtype } from '../../core/base/dtype.js'
+import { requireWeightDtype } from '../../core/base/dtype.js'
 import { MismatchError, nearMisses } from '../../core/base/errors.js'
 import { objectOf } from '../../core/base/options.js'
 import { formatShape } from '../../core/base/tensor.js'
 import type { Checkpoint, CheckpointTensor } from '../../files/checkpoint.js'
+import { isStoredDtype } from '../../files/gguf/blocks.js'
 import type { TensorInfo } from '../../files/safetensors.js'
 import { isVocabularyModule } from '../../lora/peft/tied.js'
 import type { LayerFactors, OpenAdapters } from './adapters.js'
@@ -44,7 +45,7 @@ export function findWeights(layer: LayerFactors, search: WeightSearch): readonly
   const refuseQuantized = () =>
     refuseQuantizedModule(layer.experts === undefined ? module : name, (name) => tensors.has(name))
   if (tensor !== undefined) {
-    if (!isWeightDtype(tensor.info.dtype)) refuseQuantized()
+    if (!isStoredDtype(tensor.info.dtype)) refuseQuantized()
     const placed =
       layer.experts === undefined
         ? storedLayer(layer, module, tensor.info, search)
@@ -105,12 +106,10 @@ function typesOf(config: ModelConfig | undefined, classes: ReadonlySet<string>, 
 
 function checkWeight({ name, shape: expected }: LayerFactors, info: TensorInfo): void {
   const { name: tensor, dtype, shape } = info
-  requireWeightDtype(
-    dtype,
-    tensor,
-    'a weight of this type cannot be merged into',
-    'Merge into the unquantized checkpoint',
-  )
+  if (!isStoredDtype(dtype)) {
+    const what = 'a weight of this type cannot be merged into'
+    requireWeightDtype(dtype, tensor, what, 'Merge into the unquantized checkpoint')
+  }
   if (formatShape(shape) === formatShape(expected)) return
   throw new MismatchError({
     where: tensor,

@@ -1,8 +1,9 @@
 // Plans where each byte of the output comes from: files, their segments, and the chunks in which segments are computed.
 
-import { isWeightDtype, sizeOf, type TensorDtype, type WeightDtype } from '../../core/base/dtype.js'
+import { isBlockDtype, type TensorDtype } from '../../core/base/dtype.js'
 import { COLUMN_MULTIPLE } from '../../core/kernels/merge-kernel.js'
 import type { Checkpoint } from '../../files/checkpoint.js'
+import { isStoredDtype, type StoredDtype, storedSize } from '../../files/gguf/blocks.js'
 import { planSafetensors, type TensorInfo } from '../../files/safetensors.js'
 import type { Factor, LayerFactors } from './adapters.js'
 import { expertLayer, layerOfRows } from './experts.js'
@@ -41,14 +42,14 @@ interface ReplacedColumns {
 /** A weight that is computed and not copied, as a matrix (rows, columns) in its stored order. */
 export interface WeightPlan {
   readonly name: string
-  readonly from: WeightDtype
-  readonly to: WeightDtype
+  readonly from: StoredDtype
+  readonly to: StoredDtype
   readonly rows: number
   readonly columns: number
   /** The layers that change the weight. Empty if it is only converted, or if it has windows. */
   readonly layers: readonly LayerFactors[]
   readonly reports: readonly string[]
-  /** True if it is held as f32 (f64 if stored as f64): its type changes, or more is done than adding. */
+  /** True if it is held as f32 (f64 if stored as f64): it has blocks, its type changes, or more is done than adding. */
   readonly isWidened: boolean
   /** Ranges of columns, each with its layers. All other columns keep their values. */
   readonly windows?: readonly Window[] | undefined
@@ -219,23 +220,23 @@ function segmentOf(tensor: OutputTensor, offset: number): Segment {
   const { dtype, base, source, layers, columns: columnValues } = tensor
   const place = { offset, source, baseOffset: base.offset }
   const isComputed = layers.length > 0 || columnValues !== undefined || dtype !== base.dtype
-  if (!isComputed || !isWeightDtype(base.dtype) || !isWeightDtype(dtype)) {
+  if (!isComputed || !isStoredDtype(base.dtype) || !isStoredDtype(dtype)) {
     return { ...place, byteLength: base.byteLength, weight: undefined }
   }
-  const elements = base.byteLength / sizeOf(base.dtype)
+  const elements = base.byteLength / storedSize(base.dtype)
   // The weight of a convolution (d, in, *kernel) is treated as a matrix with a row for each output.
   const hasRows = (layers.length > 0 || columnValues !== undefined) && base.shape.length > 1
   const rows = hasRows ? base.shape[0] : 1
   const weight = { ...weightOf(tensor, { rows, columns: elements / rows, layers }), columnValues }
-  return { ...place, byteLength: elements * sizeOf(dtype), weight }
+  return { ...place, byteLength: elements * storedSize(dtype), weight }
 }
 
 function weightOf(
   { name, dtype, base }: OutputTensor,
   { rows, columns, layers }: Pick<WeightPlan, 'rows' | 'columns' | 'layers'>,
 ): WeightPlan {
-  const isWidened = base.dtype !== dtype || layers.some(({ scales }) => scales !== undefined)
-  const types = { from: base.dtype as WeightDtype, to: dtype as WeightDtype }
+  const isWidened = base.dtype !== dtype || isBlockDtype(dtype) || layers.some(({ scales }) => scales !== undefined)
+  const types = { from: base.dtype as StoredDtype, to: dtype as StoredDtype }
   const reports = layers.flatMap(({ report }) => report ?? [])
   return { name, ...types, rows, columns, layers, reports: [...new Set(reports)], isWidened }
 }
@@ -274,8 +275,8 @@ function groupBySize(tensors: readonly OutputTensor[], maxBytes: number): Output
 }
 
 export function outputBytes({ dtype, base }: OutputTensor): number {
-  if (!isWeightDtype(base.dtype) || !isWeightDtype(dtype)) return base.byteLength
-  return (base.byteLength / sizeOf(base.dtype)) * sizeOf(dtype)
+  if (!isStoredDtype(base.dtype) || !isStoredDtype(dtype)) return base.byteLength
+  return (base.byteLength / storedSize(base.dtype)) * storedSize(dtype)
 }
 
 /** The unit of work: whole rows of a weight, or a part of a row. */
@@ -296,7 +297,7 @@ export function windowsOf(weight: WeightPlan): readonly Window[] {
 
 /** The most elements of a weight that a kernel holds, a multiple of COLUMN_MULTIPLE. */
 export function chunkElements({ from, to, isWidened }: WeightPlan): number {
-  const elements = CHUNK_BYTES / Math.max(isWidened ? 4 : 1, sizeOf(from), sizeOf(to))
+  const elements = CHUNK_BYTES / Math.max(isWidened ? 4 : 1, storedSize(from), storedSize(to))
   return elements - (elements % COLUMN_MULTIPLE)
 }
 
@@ -304,7 +305,7 @@ export function chunkElements({ from, to, isWidened }: WeightPlan): number {
 export function chunksOf(segment: Segment): { readonly count: number; at(index: number): Chunk } {
   const { weight, byteLength, baseOffset, offset } = segment
   const { rows, columns } = weight ?? { rows: 1, columns: byteLength }
-  const [from, to] = weight === undefined ? [1, 1] : [sizeOf(weight.from), sizeOf(weight.to)]
+  const [from, to] = weight === undefined ? [1, 1] : [storedSize(weight.from), storedSize(weight.to)]
   const elements = weight === undefined ? CHUNK_BYTES : chunkElements(weight)
   // Columns are changed in whole rows.
   const isOfWholeRows = weight?.windows !== undefined || weight?.columnValues !== undefined

@@ -4,6 +4,7 @@ import { isWeightDtype, type TensorDtype } from '../../core/base/dtype.js'
 import { attempt, didYouMean, MismatchError, UnsupportedError } from '../../core/base/errors.js'
 import { elementCount, formatShape } from '../../core/base/tensor.js'
 import type { Checkpoint } from '../../files/checkpoint.js'
+import { isStoredDtype } from '../../files/gguf/blocks.js'
 import type { TensorInfo } from '../../files/safetensors.js'
 import type { BaseReplacement } from './adapters.js'
 import type { BaseModel } from './base-model.js'
@@ -211,7 +212,7 @@ function checkFit(name: string, base: TensorInfo, info: TensorInfo, rows: readon
   if (outside !== undefined) {
     throw new MismatchError({ where: name, what: `no row ${outside} to replace`, expected: `below ${base.shape[0]}` })
   }
-  if (info.dtype === base.dtype || (isWeightDtype(info.dtype) && isWeightDtype(base.dtype))) return
+  if (info.dtype === base.dtype || (isWeightDtype(info.dtype) && isStoredDtype(base.dtype))) return
   throw new MismatchError({
     where: name,
     what: 'the adapter replaces this tensor with one of another type',

@@ -84,7 +84,7 @@ export function planOutput(changes: Changes, { dtype, maxShardBytes, path }: Pla
 }
 
 /** Returns the tensors of each shard of the base, in the order of their bytes. New tensors go into the last shard. */
-function outputTensors({ checkpoint, byTensor, placed, added, untied }: Changes, dtype: FloatDtype | undefined) {
+export function outputTensors({ checkpoint, byTensor, placed, added, untied }: Changes, dtype: FloatDtype | undefined) {
   const outputs: OutputTensor[][] = checkpoint.shards.map(() => [])
   for (const [name, tensor] of checkpoint.tensors) {
     const add = (tensorName: string) => {

@@ -1,9 +1,8 @@
 // Reads the facts about a base that a GGUF adapter needs, from its config.json.
 
 import { type Directory, readJson } from '../../../core/base/bytes.js'
-import { ConfigError, FormatError, ShapeError } from '../../../core/base/errors.js'
+import { ConfigError, FormatError } from '../../../core/base/errors.js'
 import { objectOf } from '../../../core/base/options.js'
-import type { FloatArray } from '../../../core/base/tensor.js'
 import { modelType } from '../../../model/families/families.js'
 import { type GgufNames, namesOfModel } from './names.js'
 
@@ -58,27 +57,4 @@ export async function readBase(directory: Directory): Promise<GgufBase> {
     experts: count('num_local_experts', 'num_experts', 'n_routed_experts'),
     isTied: typeof tied === 'boolean' ? tied : modelType(whole.model_type).isTied === true,
   }
-}
-
-/**
- * Reorders the rows of q and k in a new array. transformers rotates pairs (i, i + hd/2) of a head, while Llama's own
- * code and llama.cpp rotate (2i, 2i + 1), so GGUF files have the rows in another order (LlamaModel.permute in
- * llama.cpp's conversion/llama.py): row 2i + h of a head there is row h·hd/2 + i here. Only B has these rows. `data`
- * has the `d` rows of B.
- */
-export function toGgufOrder(data: FloatArray, d: number, heads: number, where: string): FloatArray {
-  const [half, length] = [d / heads / 2, data.length / d]
-  if (!Number.isInteger(half)) {
-    throw new ShapeError({ where, what: `rows that are not ${heads} heads of an even size`, got: `${d} rows` })
-  }
-  const result = data.slice()
-  for (let head = 0; head < heads; head++) {
-    for (let part = 0; part < 2; part++) {
-      for (let i = 0; i < half; i++) {
-        const from = head * 2 * half + part * half + i
-        result.set(data.subarray(from * length, (from + 1) * length), (head * 2 * half + 2 * i + part) * length)
-      }
-    }
-  }
-  return result
 }

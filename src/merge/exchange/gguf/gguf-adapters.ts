@@ -7,15 +7,18 @@ import { groupBy } from '../../../core/base/group.js'
 import { Steps, type ToolRun } from '../../../core/base/progress.js'
 import { type Matrix, transpose } from '../../../core/base/tensor.js'
 import { rowsOf } from '../../../core/linalg/product.js'
-import { encodeGguf, type GgufFloat, type WrittenTensor, type WrittenValue, writeGguf } from '../../../files/gguf.js'
+import { encodeStored } from '../../../files/gguf/blocks.js'
+import { type GgufFloat, type WrittenTensor, type WrittenValue, writeGguf } from '../../../files/gguf/write.js'
 import { scalingOf } from '../../../lora/config.js'
 import { expertColumns } from '../../../lora/kinds/experts.js'
 import type { AdapterTensor } from '../../../lora/peft/keys.js'
 import { type OpenAdapter, readFactor } from '../../../lora/peft/open.js'
 import type { OpenPart } from '../../../lora/peft/tensors.js'
 import { type ExchangeFormat, requireHeld, type Written } from '../exchange-format.js'
-import { type GgufBase, readBase, toGgufOrder } from './base.js'
+import { type GgufBase, readBase } from './base.js'
+import { EXPERT, stackedModule } from './experts.js'
 import { noTensor } from './names.js'
+import { toGgufOrder } from './order.js'
 
 export const GGUF: ExchangeFormat = {
   async write(adapter, { directory, file }, { base, dtype, ...run }) {
@@ -64,8 +67,6 @@ interface GgufPair {
 }
 
 type FactorPart = Extract<OpenPart, { kind: 'linear' | 'embedding' | 'parameter' }>
-
-const EXPERT = /^(.*)\.experts\.(\d+)\.(\w+)$/
 
 /**
  * Writes a file for llama.cpp (its convert_lora_to_gguf.py and src/llama-adapter.cpp), which multiplies by alpha/r, or
@@ -159,14 +160,6 @@ function tensorOf(module: string, where: string, base: GgufBase): string {
     })
   }
   return `${tensor}.weight`
-}
-
-/** Mixtral's experts have special names in llama.cpp's tables. */
-function stackedModule([, module, , part]: RegExpExecArray): string {
-  const layer = /\.(\d+)\.block_sparse_moe$/.exec(module)?.[1]
-  return layer !== undefined && /^w[123]$/.test(part)
-    ? `layers.${layer}.feed_forward.experts.${part}`
-    : `${module}.experts.${part}`
 }
 
 /** Splits `gate_up_proj` into two tensors, unless llama.cpp has one tensor for both. */
@@ -280,7 +273,7 @@ function writtenTensors(
         values.set(turns === undefined ? data : toGgufOrder(data, rows, turns, where), i * rows * columns)
       }
       if (scale !== 1) for (let i = 0; i < values.length; i++) values[i] *= scale
-      const encoded = encodeGguf(values, type)
+      const encoded = encodeStored(values, type)
       if (type === 'q8_0' || isFiniteStored(encoded, type)) return encoded
       throw new NumericError({ where, what: `a value that is not finite in ${type}`, hint: 'Convert to bf16 or f32' })
     }

@@ -30,6 +30,20 @@ export function namesOfModel(model: string, where: string): GgufNames {
   })
 }
 
+/** The names in a GGUF file, whose class of model is not known. All classes of an architecture are stored alike. */
+export function namesOfArchitecture(architecture: string, where: string): GgufNames {
+  const ways = Object.values(MODELS).flatMap(([name, way]) => (name === architecture && way !== undefined ? way : []))
+  if (ways.length > 0) return namesOf(architecture, ways[0])
+  throw new UnsupportedError({
+    where: `${where}: general.architecture`,
+    what: Object.hasOwn(ARCHITECTURES, architecture)
+      ? 'llama.cpp changes the weights of these models on the way into a GGUF file, and this is not implemented'
+      : 'lowrank does not know this architecture of GGUF files',
+    got: architecture,
+    hint: 'Merge into the checkpoint, and convert the merged model with llama.cpp',
+  })
+}
+
 function namesOf(architecture: string, way: Way): GgufNames {
   const byModule = new Map<string, string>()
   const { tensors, own: ownNames = {} } = ARCHITECTURES[architecture]
