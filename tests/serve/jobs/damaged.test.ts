@@ -221,6 +221,47 @@ describe('a damaged file costs its own object alone, stays as it is, and is name
   })
 })
 
+describe('a damaged aliases.json', () => {
+  const aliases = ['first', 'second', 'third'].map((name) => ({ name, model: MODEL_OF('b'), created: 1_700_000_000 }))
+  const [first, second, third] = aliases.map((alias) => JSON.stringify(alias))
+  const namesOf = async (server: Handler) => {
+    const { data } = JSON.parse((await ask(server, 'GET', '/v1/aliases')).slice(4)) as { data: { name: string }[] }
+    return data.map(({ name }) => name)
+  }
+
+  it.each<[string, string | Uint8Array, string[]]>([
+    ['that ends too soon', `[${first},${second},${third.slice(0, -3)}`, ['first', 'second']],
+    ['with an entry of another form', `[${first},${second.replace('"model"', '"mode"')},${third}]`, ['first', 'third']],
+    ['with zeros at its start', `${'\0'.repeat(9)}${first.slice(9)},${second},${third}]`, ['second', 'third']],
+    ['with a broken name', Buffer.from(`[${first},${second},${third}]`).fill(0xff, 10, 11), ['second', 'third']],
+    ['that is empty', '', []],
+  ])('%s costs what cannot be read, and is put aside when aliases change', async (_, content, left) => {
+    const file = join(folder, 'aliases.json')
+    fs.writeFileSync(file, content)
+    const before = digestOf(file)
+    log.length = 0
+    const server = await opened(folder)
+    expect(await namesOf(server)).toEqual(left)
+    expect(log).toEqual([expect.stringContaining(file)])
+    expect(digestOf(file)).toBe(before)
+    for (const name of ['new', 'newer']) {
+      expect(await ask(server, 'POST', '/v1/aliases', { name, model: MODEL_OF('b') })).toMatch(/^200/)
+    }
+    await server.close()
+    const [aside, ...others] = fs.readdirSync(folder).filter((name) => name.endsWith('.damaged'))
+    expect([digestOf(join(folder, aside)), others]).toEqual([before, []])
+    log.length = 0
+    // A folder without its marker goes on, too.
+    fs.renameSync(join(folder, 'lowrank-server.json'), join(scratch, 'marker'))
+    const next = await opened(folder)
+    expect([await namesOf(next), log]).toEqual([[...left, 'new', 'newer'], []])
+    await next.close()
+    for (const name of [aside, 'aliases.json']) fs.rmSync(join(folder, name))
+    fs.cpSync(join(whole, 'aliases.json'), file)
+    fs.renameSync(join(scratch, 'marker'), join(folder, 'lowrank-server.json'))
+  })
+})
+
 /** All names below a folder, with the content of each file. */
 const treeOf = (root: string) =>
   filesIn(root)

@@ -51,6 +51,8 @@ export const train = defineCommand({
       'columns',
       'chatTemplate',
       'chatTemplateArgs',
+      'queryPrompt',
+      'documentPrompt',
       'skipInvalid',
       'termsRead',
       'packing',

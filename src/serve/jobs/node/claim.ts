@@ -22,7 +22,7 @@ export async function claimFolder(folder: string): Promise<void> {
   const [others, strange]: string[][] = [[], []]
   for (const name of await namesOf(folder)) {
     if (!Object.hasOwn(KINDS, name)) {
-      if (name !== ALIASES && name !== 'uploads') others.push(name) // Earlier servers kept unfinished uploads there.
+      if (!name.startsWith(ALIASES) && name !== 'uploads') others.push(name) // Earlier servers kept unfinished uploads there.
       continue
     }
     const entryKind = KINDS[name as KindName]

@@ -1,6 +1,7 @@
 // The models that jobs made, which the server knows by name from then on, and aliases, which are further names.
 
-import { readFile } from 'node:fs/promises'
+import { isUtf8 } from 'node:buffer'
+import { readFile, rename } from 'node:fs/promises'
 import path from 'node:path'
 import { codeOf, fileError, RUN_FILES, removeWritten } from '../../../api/node/parts.js'
 import { FileError } from '../../../core/base/errors.js'
@@ -31,8 +32,10 @@ interface Alias {
 export class Models implements TunedModels {
   readonly #made = new Map<string, Made>()
   #aliases = new Map<string, Alias>()
-  /** The file of aliases cannot be read, and stays as it is. */
-  #isDamaged = false
+  /** The file of aliases cannot be read. Nothing is written over it. */
+  #isUnreadable = false
+  /** A damaged file of aliases, until a change of them puts it aside. */
+  #damaged: string | undefined
   #registry: AdapterRegistry | undefined
   readonly #turns = new Turns()
 
@@ -44,12 +47,7 @@ export class Models implements TunedModels {
   static async open(folder: string, jobs: Store<Job>, onError: (error: unknown) => void): Promise<Models> {
     const models = new Models(jobs, path.join(folder, ALIASES))
     for (const job of jobs.all()) models.add(job)
-    try {
-      models.#aliases = new Map((await readAliases(models.aliasFile)).map((alias) => [alias.name, alias]))
-    } catch (error) {
-      models.#isDamaged = true
-      onError(error)
-    }
+    await models.#readAliases(onError)
     return models
   }
 
@@ -120,7 +118,7 @@ export class Models implements TunedModels {
 
   /** @throws HttpError if the name is that of a model, or if aliases cannot be kept */
   requireName(name: string): void {
-    if (this.#isDamaged) throw new HttpError(503, 'The aliases cannot be read: the log of the server says why')
+    if (this.#isUnreadable) throw new HttpError(503, 'The aliases cannot be read: the log of the server says why')
     if (!this.#aliases.has(name) && !this.#registry!.isFree(name)) throw conflict(`${name} is the name of a model`)
   }
 
@@ -143,27 +141,48 @@ export class Models implements TunedModels {
     return { id: name, object: 'alias', deleted: true }
   }
 
+  async #readAliases(onError: (error: unknown) => void): Promise<void> {
+    const file = this.aliasFile
+    const bytes = await readFile(file).catch((error) => {
+      if (codeOf(error) === 'ENOENT') return Buffer.from('[]')
+      this.#isUnreadable = true
+      onError(fileError(file, 'cannot be read, and stays as it is', error))
+      return Buffer.alloc(0)
+    })
+    const text = bytes.toString()
+    const stored = jsonIn(text)
+    const isWhole = IS_ALIASES.accepts(stored) && isUtf8(bytes)
+    const aliases = isWhole ? (stored as readonly Alias[]) : aliasesIn(text)
+    for (const alias of aliases) this.#aliases.set(alias.name, alias)
+    if (isWhole || this.#isUnreadable) return
+    this.#damaged = `${file}.${Date.now()}.damaged`
+    const got = `${aliases.length} that can be read, and go on`
+    const hint = `It stays as it is, and the first change of an alias renames it to ${path.basename(this.#damaged)}`
+    onError(new FileError({ where: file, what: 'not a list of aliases', got, hint }))
+  }
+
   #write(): Promise<void> {
-    return this.#turns.take(() => writePrivate(this.aliasFile, JSON.stringify([...this.#aliases.values()])))
+    return this.#turns.take(async () => {
+      if (this.#damaged !== undefined) await rename(this.aliasFile, this.#damaged)
+      this.#damaged = undefined
+      await writePrivate(this.aliasFile, JSON.stringify([...this.#aliases.values()]))
+    })
   }
 }
 
-async function readAliases(file: string): Promise<readonly Alias[]> {
-  const text = await readFile(file, 'utf8').catch((error) => {
-    if (codeOf(error) === 'ENOENT') return '[]'
-    throw fileError(file, 'cannot be read, and stays as it is', error)
-  })
-  const aliases = jsonIn(text)
-  if (IS_ALIASES.accepts(aliases)) return aliases as Alias[]
-  const hint = 'Repair it, or remove it'
-  throw new FileError({ where: file, what: 'not a list of aliases; it stays as it is', hint })
-}
+const IS_ALIAS = kind('an alias', (value) => {
+  return isObject(value) && NAME.accepts(value.name) && NAME.accepts(value.model) && Number.isFinite(value.created)
+})
+const IS_ALIASES = listOf(IS_ALIAS)
 
-const IS_ALIASES = listOf(
-  kind('an alias', (value) => {
-    return isObject(value) && NAME.accepts(value.name) && NAME.accepts(value.model) && Number.isFinite(value.created)
-  }),
-)
+/** The aliases that are whole in a damaged file. Bytes that are no text make no name. */
+function aliasesIn(text: string): Alias[] {
+  const objects = text.match(/\{(?:[^{}"]|"(?:[^"\\]|\\.)*")*\}/g) ?? []
+  return objects.flatMap((object) => {
+    const value = jsonIn(object)
+    return IS_ALIAS.accepts(value) && !object.includes('\uFFFD') ? [value as Alias] : []
+  })
+}
 
 const wireAlias = ({ name, model, created }: Alias) => ({ id: name, object: 'alias', name, model, created_at: created })
 
