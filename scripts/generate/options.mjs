@@ -67,7 +67,13 @@ const TABLES = {
       'StringCheckGrader',
       'TextSimilarityGrader',
     ],
-    'src/train/loop/trainer-options.ts': ['ForwardBackwardOptions', 'SampleOptions', 'StepOptions', 'TrainerOptions'],
+    'src/train/loop/trainer-options.ts': [
+      'ForwardBackwardOptions',
+      'SampleOptions',
+      'StepOptions',
+      'TrainerOptions',
+      'TrainerSaveOptions',
+    ],
   },
   'src/serve/gen/options.ts': {
     'src/serve/handler-options.ts': ['HandlerOptions'],

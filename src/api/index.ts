@@ -173,6 +173,7 @@ export type {
   StepOptions,
   StepReport,
   TrainerOptions,
+  TrainerSaveOptions,
 } from '../train/loop/trainer-options.js'
 export type { Data, DataFile, DataRecord, TrainOptions, TrainResult } from '../train/options.js'
 export type {

@@ -49,17 +49,26 @@ export async function takeOver(directory: Directory): Promise<void> {
 }
 
 /**
- * Saves an adapter where a caller says. Both files appear together, if the folder can do that.
+ * Saves an adapter where a caller says. All files appear together, if the folder can do that.
  *
+ * @param more writes what belongs beside the adapter
  * @throws FileError for a folder with an adapter that this process did not write, unless `overwrite` is set
  */
-export async function saveInto(adapter: LoraAdapter, directory: Directory, options: SaveOptions = {}): Promise<void> {
+export async function saveInto(
+  adapter: LoraAdapter,
+  directory: Directory,
+  options: SaveOptions = {},
+  more: (folder: Directory) => Promise<void> = async () => {},
+): Promise<void> {
   const place = await placeOf(directory)
   if (!options.overwrite && place !== undefined && !own.has(place)) {
     const hint = 'Choose another folder, or replace it with `overwrite: true`'
     throw new FileError({ where: directory.name, what: 'has an adapter that this process did not write', hint })
   }
-  await writeTogether(directory, (folder) => saveAdapter(adapter, folder, options))
+  await writeTogether(directory, async (folder) => {
+    await saveAdapter(adapter, folder, options)
+    await more(folder)
+  })
   await takeOver(directory)
 }
 

@@ -74,6 +74,15 @@ export interface StepReport {
   readonly gradientNorm: number
 }
 
+/** Options of `save` and `saveState`. */
+export interface TrainerSaveOptions {
+  /**
+   * Replaces an adapter that this process did not write.
+   * @default false
+   */
+  readonly overwrite?: boolean | undefined
+}
+
 /** Options of `sample`: those of a session's `generate`. The default temperature is 1. */
 export interface SampleOptions extends Omit<GenerateOptions, 'adapter' | 'logprobs' | 'images' | 'on' | 'cacheScope'> {
   /**

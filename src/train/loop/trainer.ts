@@ -6,7 +6,7 @@ import { ConfigError, NumericError, StateError } from '../../core/base/errors.js
 import { checkOptions } from '../../core/base/options.js'
 import { Turns } from '../../core/base/turns.js'
 import type { LoraAdapter } from '../../lora/adapter.js'
-import { saveAdapter } from '../../lora/peft/adapter-folder.js'
+import { saveInto, takeOver } from '../../lora/peft/adapter-folder.js'
 import { recordOfBase } from '../../model/base-record.js'
 import type { Model } from '../../model/model-folder.js'
 import { IGNORED } from '../../model/text/records.js'
@@ -24,7 +24,7 @@ import { causalLm } from '../tasks/causal-lm.js'
 import { dpo } from '../tasks/dpo.js'
 import type { Task } from '../tasks/task.js'
 import { type EncodedExample, encodeExamples, type TrainerExample } from './examples.js'
-import { FORWARD_BACKWARD_OPTIONS, SAMPLE_OPTIONS, STEP_OPTIONS } from './gen/options.js'
+import { FORWARD_BACKWARD_OPTIONS, SAMPLE_OPTIONS, STEP_OPTIONS, TRAINER_SAVE_OPTIONS } from './gen/options.js'
 import { checkDerivatives, checkResult, type LossFunction, type LossResult, type LossRow, namedLoss } from './losses.js'
 import { type ScoredTokens, type TokenScores, temperatureFeed } from './token-scores.js'
 import type {
@@ -34,6 +34,7 @@ import type {
   SampleOptions,
   StepOptions,
   StepReport,
+  TrainerSaveOptions,
 } from './trainer-options.js'
 
 /** How a trainer is opened: what it goes on from, how it closes, and how it writes. */
@@ -82,6 +83,7 @@ export class Trainer {
       const check = (saved: RunState) => checkFingerprint(saved.fingerprint, fingerprint, resume!.name)
       const state = resume && (await readState(resume, inner.names, check))
       await inner.start(state?.engine, state?.run.step)
+      if (resume !== undefined) await takeOver(resume)
       return trainer
     } catch (error) {
       await inner.close()
@@ -226,27 +228,35 @@ export class Trainer {
   /**
    * Gives the adapter with the current factors, the same object at each call. With `out`, also writes it as a folder of
    * PEFT.
+   *
+   * @throws FileError for a folder with an adapter that this process did not write, unless `overwrite` is set
    */
-  save(out?: Target): Promise<LoraAdapter> {
+  save(out?: Target, options: TrainerSaveOptions = {}): Promise<LoraAdapter> {
     return this.#take(async () => {
+      checkOptions(options, 'save', TRAINER_SAVE_OPTIONS)
       const { adapter, model } = this
       const folder = out === undefined ? undefined : this.#folder(out)
       await this.inner.writeFactors()
       adapter.trainedOn = await recordOfBase(model)
-      if (folder !== undefined) await saveAdapter(adapter, folder)
+      if (folder !== undefined) await saveInto(adapter, folder, options)
       return adapter
     })
   }
 
-  /** Writes the adapter and all that `resume` needs. Gradients since the last step are not saved. */
-  saveState(out: Target): Promise<void> {
+  /**
+   * Writes the adapter and all that `resume` needs. Gradients since the last step are not saved.
+   *
+   * @throws FileError as `save` does; a trainer may write over the state that it goes on from
+   */
+  saveState(out: Target, options: TrainerSaveOptions = {}): Promise<void> {
     return this.#take(async () => {
+      checkOptions(options, 'saveState', TRAINER_SAVE_OPTIONS)
       const { inner, steps: step } = this
       const folder = this.#folder(out)
       const run = { step, fingerprint: this.#fingerprint, evaluations: [], samples: [] }
-      await writeState(folder, inner.names, await inner.engine.state(), run)
       await inner.writeFactors()
-      await saveAdapter(this.adapter, folder)
+      const state = await inner.engine.state()
+      await saveInto(this.adapter, folder, options, (made) => writeState(made, inner.names, state, run))
     })
   }
 

@@ -170,6 +170,41 @@ describe('steps', () => {
   })
 })
 
+describe('saving', () => {
+  const found = (folder: MemoryDirectory) => [...folder.files].map(([name, bytes]) => [name, Buffer.from(bytes)])
+
+  it('leaves the adapter of another process alone, unless it may overwrite it', async () => {
+    const trainer = await open({ config: { rank: 4 } })
+    for (const call of ['save', 'saveState'] as const) {
+      const folder = new MemoryDirectory()
+      for (const name of ['adapter_config.json', WEIGHTS]) folder.files.set(name, new TextEncoder().encode('theirs'))
+      const before = found(folder)
+      await expect(trainer[call](folder), call).rejects.toMatchObject({
+        code: 'FILE',
+        what: 'has an adapter that this process did not write',
+      })
+      expect(found(folder)).toEqual(before)
+      await trainer[call](folder, { overwrite: true })
+      expect(folder.files.get(WEIGHTS)).not.toEqual(new TextEncoder().encode('theirs'))
+      await trainer[call](folder)
+    }
+    await trainer.dispose()
+  })
+
+  it('writes over the state that it goes on from', async () => {
+    const [first, state] = [await open({ config: { rank: 4 } }), new MemoryDirectory()]
+    await first.saveState(state)
+    await first.dispose()
+    // Another process sees another folder with the same files.
+    const copy = new MemoryDirectory()
+    for (const [name, bytes] of state.files) copy.files.set(name, bytes)
+    const resumed = await open({ config: { rank: 4 }, resume: copy })
+    await resumed.saveState(copy)
+    expect([...copy.files.keys()].sort()).toEqual([...state.files.keys()].sort())
+    await resumed.dispose()
+  })
+})
+
 describe('losses', () => {
   const ROWS: LossRow[] = [3, 5, 2, 4].map((count, r) => {
     const wave = (phase: number) => Float32Array.from({ length: count }, (_, i) => Math.sin(phase + 2.3 * i + r))

@@ -142,3 +142,7 @@ export const TRAINER_OPTIONS: OptionTable = {
   modules: OBJECT,
 }
 
+export const TRAINER_SAVE_OPTIONS: OptionTable = {
+  overwrite: BOOLEAN,
+}
+
