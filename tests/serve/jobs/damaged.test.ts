@@ -192,6 +192,11 @@ describe('a damaged file costs its own object alone, stays as it is, and is name
     ).toEqual(FILES.toSorted())
   })
 
+  it.skipIf(process.platform !== 'linux').each(['docs/reliability.md', 'SECURITY.md'])('as %s tells', (page) => {
+    const told = new RegExp(`${FILES.length} kinds of files (are damaged )?in ${Object.keys(DAMAGES).length} ways each`)
+    expect(fs.readFileSync(page, 'utf8')).toMatch(told)
+  })
+
   it.each(FILES)('%s', async (file) => {
     const others: Record<string, string> = { [HERE.jobs]: MODEL_OF('a'), 'aliases.json': ': best' }
     const owner = Object.values(HERE).find((id) => file.includes(id)) ?? file
