@@ -37,7 +37,8 @@ export class JobProcess {
   }
 
   #send(order: Order): void {
-    if (this.#child.connected) this.#child.send(order)
+    // It may be ending just now.
+    if (this.#child.connected) this.#child.send(order, () => {})
   }
 
   /** Asks the process to save and to end. */
