@@ -26,6 +26,11 @@ export interface MergeSettings {
    */
   format?: MergeFormat | undefined
   /**
+   * Where a folder has its .onnx files. `transformers.js`: in `onnx/`. `optimum`: beside config.json. Default: as in
+   * the base. Only for .onnx.
+   */
+  layout?: 'transformers.js' | 'optimum' | undefined
+  /**
    * Which .onnx file of the base is read, by the type of its weights. Default: the type in config.json, or `fp32` if
    * it has none.
    * @flag TYPE
@@ -76,6 +81,7 @@ export interface MergeSettings {
 
 /** Options that some formats do not have. They accept such an option if its value is `allowed`. */
 const ONLY: readonly (readonly [keyof MergeSettings, readonly MergeFormat[], what: string, allowed?: string])[] = [
+  ['layout', ['onnx'], 'it says where a folder has its .onnx files'],
   ['modules', ['onnx'], 'it names nodes of an .onnx file'],
   ['dtype', ['onnx'], 'it chooses an .onnx file; the type that is written is `outDtype`'],
   ['tied', ['safetensors', 'gguf'], 'in an .onnx file tied embeddings are always untied', 'untie'],

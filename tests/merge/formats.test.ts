@@ -5,7 +5,7 @@ import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, 
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { loadAdapter, MemoryDirectory, merge, planMerge, unmerge } from '../../src/api/node.js'
+import { loadAdapter, loadModel, MemoryDirectory, merge, planMerge, unmerge } from '../../src/api/node.js'
 import { decodeWeights } from '../../src/core/base/dtype.js'
 import { NodeDirectory } from '../../src/files/io/node/files.js'
 import * as portable from '../../src/merge/merge.js'
@@ -86,6 +86,33 @@ describe('a folder with an .onnx and a checkpoint', () => {
     expect(report).toMatchObject({ format: 'onnx', changed: 12 })
     same(out.files.get('onnx/model.onnx')!, bytesOf(place('named.onnx')))
     for (const file of ['config.json', 'tokenizer.json']) same(out.files.get(file)!, bytesOf(MODEL, file))
+  })
+})
+
+describe('the layout that is asked for', () => {
+  it('is written from either layout, with the files of sentence-transformers, and opens', async () => {
+    const beside = {
+      'modules.json': '[]',
+      'config_sentence_transformers.json': '{}',
+      'sentence_bert_config.json': '{}',
+      '1_Pooling/config.json': '{}',
+    }
+    const files = (graph: string) => ({
+      ...Object.fromEntries(['config.json', 'tokenizer.json'].map((name) => [name, bytesOf(MODEL, name)])),
+      ...{ ...beside, [graph]: bytesOf(MODEL, 'onnx', 'model.onnx') },
+    })
+    const graphs = { 'transformers.js': 'onnx/model.onnx', optimum: 'model.onnx' } as const
+    for (const from of Object.values(graphs)) {
+      const base = new MemoryDirectory(files(from))
+      for (const layout of [undefined, 'transformers.js', 'optimum'] as const) {
+        const out = new MemoryDirectory()
+        await merge({ base, adapters: ADAPTER, out, layout })
+        const graph = layout === undefined ? from : graphs[layout]
+        expect([...out.files.keys()].sort()).toEqual(Object.keys(files(graph)).sort())
+        await (await loadModel(out)).close()
+      }
+    }
+    await expect(merge({ base: MODEL, ...here, out: place('one.onnx'), layout: 'optimum' })).rejects.toThrow(/layout/)
   })
 })
 

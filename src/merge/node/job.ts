@@ -26,6 +26,14 @@ export async function openPathJob(request: MergeRequest, runs: boolean): Promise
   refuseForFormat(request, chosen.format)
   refuseEnding(given, chosen.format)
   const isFile = /\.(safetensors|onnx|gguf)$/.test(given)
+  if (isFile && request.layout !== undefined) {
+    throw new ConfigError({
+      where: 'layout',
+      what: 'only for a folder as the result',
+      got: given,
+      hint: 'Leave it out',
+    })
+  }
   const out = await realOutput(given)
   if (await isMountPoint(out)) throw mountedError(given)
   const names = isFile ? { outFile: path.basename(out), dataName: await freeDataName(out), weightsOnly: true } : {}

@@ -23,7 +23,7 @@ interface BaseGraph {
 }
 
 export async function openGraphs(input: PlanInput, models?: readonly OnnxModel[]): Promise<OpenBase> {
-  const { base, chosen, sources, outFile, dataName } = input
+  const { base, chosen, sources, outFile, dataName, layout: place } = input
   const graphs: BaseGraph[] = []
   for (const [i, path] of chosen.graphs.entries()) {
     const model = models?.[i] ?? (await loadOnnx(base.directory, path))
@@ -37,7 +37,9 @@ export async function openGraphs(input: PlanInput, models?: readonly OnnxModel[]
     const plans: OnnxMergePlan[] = []
     const written: WrittenGraph[] = []
     for (const [i, { model, path: basePath }] of graphs.entries()) {
-      const path = (graphs.length === 1 ? outFile : undefined) ?? basePath
+      const name = basePath.slice(basePath.lastIndexOf('/') + 1)
+      const placed = place === undefined ? basePath : place === 'optimum' ? name : `onnx/${name}`
+      const path = (graphs.length === 1 ? outFile : undefined) ?? placed
       const plan = await planOnnxMerge(model, shares[i], opened, fit, { ...input, config: config?.values })
       if (plan === undefined) continue
       plans.push(plan)

@@ -17,7 +17,7 @@ export const ADAPTERS = {
 
 export const OUTPUT = {
   maxShardSize: single('SIZE', 'split the weights into files of at most this size, such as 5GB', readSize),
-  ...flags('MergeOptions', ...(['format', 'dtype', 'allowMissing', 'weightsOnly', 'threads'] as const)),
+  ...flags('MergeOptions', ...(['format', 'layout', 'dtype', 'allowMissing', 'weightsOnly', 'threads'] as const)),
   ...flags('MergeOptions', 'overwrite'),
   json: toggle('print one JSON document on stdout'),
 }
