@@ -2,7 +2,7 @@
 
 import type { ByteSource } from '../../core/base/bytes.js'
 import type { TensorDtype } from '../../core/base/dtype.js'
-import { FormatError, UnsupportedError } from '../../core/base/errors.js'
+import { counted, FormatError, UnsupportedError } from '../../core/base/errors.js'
 import { elementCount, roundUp } from '../../core/base/tensor.js'
 import { blockValues, type StoredDtype, storedSize } from './blocks.js'
 
@@ -65,7 +65,11 @@ export async function readGguf(source: ByteSource): Promise<GgufFile> {
       // The header may be longer than what was read of it.
       if (!(error instanceof Ended)) throw error
       if (size === source.byteLength || size >= MAX_HEADER_BYTES) {
-        throw new FormatError({ where: source.name, what: 'the file ends within its header', got: `${size} bytes` })
+        throw new FormatError({
+          where: source.name,
+          what: 'the file ends within its header',
+          got: counted(size, 'byte'),
+        })
       }
     }
   }

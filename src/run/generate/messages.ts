@@ -92,7 +92,7 @@ const [PROBED_ANSWER, PROBED_QUESTION] = ['qzanswerqz', 'qzquestionqz']
 export async function encodeReply(
   model: Model,
   reply: readonly MessageOfParts[],
-  { chatTemplate, chatTemplateArgs: args }: ChatOptions,
+  { chatTemplate, chatTemplateArgs: args, tools }: ChatOptions,
 ): Promise<number[]> {
   const template = await templateOf(model, chatTemplate)
   if (template === undefined) throw noTemplate(model.directory.name)
@@ -100,7 +100,7 @@ export async function encodeReply(
     { role: 'user', content: 'a' },
     { role: 'assistant', content: PROBED_ANSWER },
   ]
-  const { text } = template.render([...answered, ...reply], { args, addGenerationPrompt: true }, 'reply')
+  const { text } = template.render([...answered, ...reply], { args, tools, addGenerationPrompt: true }, 'reply')
   const [, after] = text.split(PROBED_ANSWER)
   if (after === undefined) {
     const what = 'the chat template leaves out earlier answers, so a chat cannot go on in one text'

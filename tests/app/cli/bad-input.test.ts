@@ -229,9 +229,9 @@ const OTHERS: [what: string, args: (out: string) => string[], message: RegExp, c
     /pointer\.safetensors: not a safetensors file but a pointer of Git LFS\. Fetch the file itself/,
   ],
   [
-    'merge: a GGUF file as base',
+    'merge: a damaged GGUF file as base',
     (out) => ['merge', '--base', file('model.gguf', 'GGUF\x03\0\0\0'), '--adapter', PEFT, '--out', out],
-    /model\.gguf: not an ONNX model but a GGUF file\./,
+    /model\.gguf: the file ends within its header; got 8 bytes/,
   ],
   [
     'merge: a folder of GGUF files as base',

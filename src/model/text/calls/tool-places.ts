@@ -25,6 +25,7 @@ interface Places {
   readonly form: CallForm
   readonly tools: boolean
   readonly calls: boolean
+  /** False if the template writes nothing of them. */
   readonly results: boolean
 }
 
@@ -41,8 +42,7 @@ function placesOf({ text, render }: PlainTemplate): Places {
     form,
     tools,
     calls: !isForeign && (called === undefined || called.includes(CALL)),
-    // A template that writes any role, and no tools, does not know results.
-    results: tools && (called === undefined || called.includes(RESULT)),
+    results: called === undefined || called.includes(RESULT),
   }
 }
 
@@ -76,7 +76,9 @@ function placed(
   const all = messages.map((message, i) => {
     const calls = message.tool_calls ?? []
     if (form.isSingle && calls.length > 1) writeCalls(form, callsIn(calls), tools, `${where}, message ${i + 1}`)
-    if (message.role === 'tool' && !places.results) {
+    // A template that writes any role, and no tools, does not know what Hermes' instructions say about results.
+    const isTold = places.results && (places.tools || tools.length === 0)
+    if (message.role === 'tool' && !isTold) {
       return { role: 'user', content: `<tool_response>\n${textOf(message)}\n</tool_response>` }
     }
     if (calls.length > 0 && !places.calls) {
