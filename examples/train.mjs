@@ -20,7 +20,7 @@ const { adapter, report } = await train({
   learningRate: 2e-2,
   on: { step: ({ step, loss }) => step % 5 === 0 && console.log(`step ${step}: loss ${loss.toFixed(3)}`) },
 })
-await saveAdapter(adapter, 'out/examples/sailor')
+await saveAdapter(adapter, 'out/examples/sailor', { overwrite: true })
 console.log(`${report.trainableParams} parameters in out/examples/sailor`)
 
 const session = await openSession(model, { adapters: { sailor: adapter } })
