@@ -60,7 +60,7 @@ async function run() {
 }`,
   },
   'only writes with an adapter': {
-    limit: 123_000,
+    limit: 125_000,
     workers: 1,
     page: `
 import { loadModel, MemoryDirectory, openSession, webRuntime } from 'lowrank'
@@ -71,7 +71,7 @@ async function run() {
 }`,
   },
   'writes with an adapter that it loads': {
-    limit: 148_000,
+    limit: 149_500,
     workers: 1,
     page: `
 import { loadAdapter, loadModel, MemoryDirectory, openSession, webRuntime } from 'lowrank'
