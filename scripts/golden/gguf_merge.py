@@ -1,9 +1,9 @@
-"""A small GGUF file with weights of many types, and what a merge makes of it, by gguf-py and NumPy.
+"""Small GGUF files, and what a merge makes of them, by gguf-py and NumPy.
 
     pip install gguf==0.19.0 safetensors==0.6.2 && python scripts/golden/gguf_merge.py
 
-Writes tests/golden/gguf-merge/: base.gguf, adapter/ (PEFT's files), and expected.json with type, shape, bytes and digest of each
-tensor of the result. The factors are multiples of 1/8, so that their products are exact whatever the order of the sums.
+Writes tests/golden/gguf-merge/: base.gguf with weights of many types, adapter/ (PEFT's files), and expected.json with type, shape,
+bytes and digest of each tensor of the result. parts/ has the same for a model in two files, with DoRA, an expert and a replaced head. The factors are multiples of 1/8, so that their products are exact whatever the order of the sums.
 """
 
 import hashlib
@@ -107,4 +107,62 @@ def main():
     (OUT / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 
+def parts():
+    """DoRA is told by its values: they are rounded after sums whose order is free."""
+    out = OUT / "parts"
+    out.mkdir(exist_ok=True)
+    writer = gguf.GGUFWriter(out / "base.gguf", "llama", split_max_tensors=2)
+    writer.add_block_count(1)
+    writer.add_head_count(2)
+    embedding = rng.normal(size=(12, 32)).astype(np.float16)
+    query = rng.normal(size=(16, 32)).astype(np.float32)
+    experts = gguf.quants.quantize(rng.normal(size=(3, 8, 32)).astype(np.float32), T.Q8_0)
+    for name, data, kind in [
+        ("token_embd.weight", embedding, T.F16),
+        ("blk.0.attn_q.weight", query, T.F32),
+        ("blk.0.ffn_gate_exps.weight", experts, T.Q8_0),
+    ]:
+        writer.add_tensor(name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    def delta(factors, module, d):
+        a = rng.integers(-8, 9, size=(RANK, 32)).astype(np.float32) / 8
+        b = rng.integers(-8, 9, size=(d, RANK)).astype(np.float32) / 8
+        factors[f"base_model.model.{module}.lora_A.weight"] = a
+        factors[f"base_model.model.{module}.lora_B.weight"] = b
+        return (SCALING * (b @ a)).astype(np.float32)
+
+    def save(folder, factors, **config):
+        folder.mkdir(exist_ok=True)
+        save_file(factors, folder / "adapter_model.safetensors")
+        common = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": RANK * SCALING}
+        (folder / "adapter_config.json").write_text(json.dumps(common | config, indent=1) + "\n")
+
+    # The rows of the file are permuted: PEFT's magnitudes and factors have the rows of transformers.
+    rows = np.argsort(permute(np.arange(16)[:, None], 2)[:, 0])
+    magnitude = np.linspace(0.5, 3, 16).astype(np.float32)
+    head = rng.normal(size=(12, 32)).astype(np.float32)
+    factors = {
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector": magnitude,
+        "base_model.model.lm_head.weight": head,
+    }
+    changed = query[rows].astype(np.float64) + delta(factors, "model.layers.0.self_attn.q_proj", 16)
+    dora = permute(magnitude[:, None] * changed / np.linalg.norm(changed, axis=1, keepdims=True), 2)
+    save(out / "adapter", factors, target_modules=["q_proj"], modules_to_save=["lm_head"], use_dora=True)
+    factors, values = {}, gguf.quants.dequantize(experts, T.Q8_0)
+    values[1] += delta(factors, "model.layers.0.block_sparse_moe.experts.1.w1", 8)
+    save(out / "experts", factors, target_modules=["w1"])
+    expected = {
+        "token_embd.weight": ["F16", [12, 32], *digest(embedding)],
+        "blk.0.attn_q.weight": ["F32", [16, 32], dora.astype(np.float32).tolist()],
+        "blk.0.ffn_gate_exps.weight": ["Q8_0", [3, 8, 32], *digest(gguf.quants.quantize(values, T.Q8_0))],
+        "output.weight": ["F16", [12, 32], *digest(head.astype(np.float16))],
+    }
+    (out / "expected.json").write_text(json.dumps(expected) + "\n")
+
+
 main()
+parts()

@@ -1,7 +1,7 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 // The public API. Its exports and types are the same in Node and in browsers; node.ts only sets Node's platform.
 
-// What is in src/api/, in reading order:
+// The files of src/api/, in reading order:
 //   index.ts, node.ts  the same API everywhere, and in Node with paths and threads
 //   verbs.ts           the public functions, which load their code with the first call
 //   sources.ts         what a caller gives, as folders and files

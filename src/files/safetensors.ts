@@ -1,7 +1,7 @@
 // safetensors files: the header's length, a JSON header, and the tensors' bytes without gaps. We refuse what the
 // reference implementation refuses: https://github.com/huggingface/safetensors#format
 
-// What is in src/files/, in reading order:
+// The files of src/files/, in reading order:
 //   io/source.ts                   what a string means: a path, an id on the Hub, or a URL
 //   io/                            files in Node, in browsers, on the Hub with its cache, and on web servers
 //   safetensors.ts, checkpoint.ts  one file of tensors, and several with an index

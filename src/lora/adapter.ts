@@ -1,7 +1,7 @@
 // LoraAdapter: an ordered map of named parts that share a config. Folders hold it, training returns it, merging and
 // sessions take it. Most parts are linear layers. The other kinds cover everything else that PEFT saves.
 
-// What is in src/lora/, in reading order:
+// The files of src/lora/, in reading order:
 //   layer.ts, passes.ts             the formula, forward and backward
 //   config.ts, factors.ts, part.ts  what a layer is made from, and what all parts have in common
 //   kinds/                          the parts that are not linear layers: embeddings, convolutions, experts, whole tensors

@@ -1,6 +1,6 @@
 // Merges and unmerges into a Directory of any kind. merge/node/job.ts does it for paths, with threads.
 
-// What is in src/merge/, in reading order:
+// The files of src/merge/, in reading order:
 //   open.ts, parts.ts            the base and the adapters of a merge
 //   plan/                        the plan for a checkpoint, from headers and names alone
 //   onnx/, gguf/                 the plan for a graph, and for a file of llama.cpp

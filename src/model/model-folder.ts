@@ -1,6 +1,6 @@
 // Reads a model from a folder with the layout of transformers.js.
 
-// What is in src/model/, in reading order:
+// The files of src/model/, in reading order:
 //   model-folder.ts     a folder with a model
 //   families/           what is special about a family of models, a file for each
 //   match/              the names of a graph’s layers

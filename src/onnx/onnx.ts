@@ -1,6 +1,6 @@
 // lowrank/onnx: automatic gradients of ONNX graphs.
 
-// What is in src/onnx/, in reading order:
+// The files of src/onnx/, in reading order:
 //   README.md         a tour of an hour
 //   differentiate.ts  the whole way from a graph to one with gradients
 //   format/           reads and writes files

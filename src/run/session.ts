@@ -1,6 +1,6 @@
 // The interface of a session: a base model, any number of adapters, and the ways to run them.
 
-// What is in src/run/, in reading order:
+// The files of src/run/, in reading order:
 //   session.ts, model-session.ts                   the interface of a session, and the session
 //   graphs.ts, graph-session.ts, session-graph.ts  its graphs, and how each is opened
 //   adapters/                                      the factors of adapters as inputs, also of several adapters in one batch

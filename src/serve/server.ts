@@ -1,6 +1,6 @@
 // lowrank/server: an HTTP server for a model and many adapters.
 
-// What is in src/serve/, in reading order:
+// The files of src/serve/, in reading order:
 //   node/                           listens on a port
 //   handler.ts, dispatch.ts         from a Request to its route and back
 //   routes.ts, routes/              the table of routes, and one file a family of them

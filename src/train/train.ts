@@ -1,6 +1,6 @@
 // Training: model + records → adapter. `train` starts a run, takes its steps, and reports.
 
-// What is in src/train/, in reading order:
+// The files of src/train/, in reading order:
 //   options.ts, settings.ts  what a run can be asked for
 //   start-run.ts             what it comes to: run.ts
 //   training-loop.ts         its steps

@@ -6,7 +6,15 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { afterAll, describe, expect, it } from 'vitest'
-import { LoraAdapter, MemoryDirectory, type MergeOptions, merge, planMerge, unmerge } from '../../src/api/node.js'
+import {
+  LoraAdapter,
+  LowrankError,
+  MemoryDirectory,
+  type MergeOptions,
+  merge,
+  planMerge,
+  unmerge,
+} from '../../src/api/node.js'
 import { MemorySource } from '../../src/core/base/bytes.js'
 import { decodeStored } from '../../src/files/gguf/blocks.js'
 import { GGML_TYPES, readGguf } from '../../src/files/gguf/read.js'
@@ -69,7 +77,7 @@ describe('a merge into a GGUF file', () => {
     expect(report.format).toBe('gguf')
     expect(report.added).toEqual(['output.weight'])
     expect(report.warnings).toContainEqual(
-      expect.stringMatching(/^q4_k becomes q8_0: 1 tensors \(blk\.0\.attn_q\.weight\)/),
+      expect.stringMatching(/^q4_k becomes q8_0: 1 tensor \(blk\.0\.attn_q\.weight\)/),
     )
   })
 
@@ -127,6 +135,43 @@ describe('a merge into a GGUF file', () => {
   })
 })
 
+it('joins a model in two files, with DoRA, a single expert and a replaced head', async () => {
+  const parts = (...names: string[]) => goldenPath('gguf-merge', 'parts', ...names)
+  const wanted = JSON.parse(readFileSync(parts('expected.json'), 'utf8')) as Record<string, unknown[]>
+  const { file } = await merged({
+    base: parts('base-00001-of-00002.gguf'),
+    adapters: [parts('adapter'), parts('experts')],
+  })
+  expect([...file.tensors.keys()].sort()).toEqual(Object.keys(wanted).sort())
+  expect([...file.metadata.keys()].filter((key) => key.startsWith('split.'))).toEqual([])
+  for (const [name, [type, shape, ...rest]] of Object.entries(wanted)) {
+    const tensor = file.tensors.get(name)!
+    expect([tensor.type, tensor.shape], name).toEqual([NUMBERS[type as string], shape])
+    if (rest.length === 2) {
+      expect([tensor.byteLength, createHash('sha256').update(tensor.bytes).digest('hex')], name).toEqual(rest)
+      continue
+    }
+    const values = decodeStored(tensor.bytes, 'fp32')
+    const most = Math.max(...(rest[0] as number[][]).flat().map((value, i) => Math.abs(value - values[i])))
+    expect(most, name).toBeLessThan(1e-6)
+  }
+})
+
+it('copies the embedding to the head if only the embedding changes, in the type that it has', async () => {
+  const adapter = new LoraAdapter({ rank: 1, targetModules: ['embed_tokens'] })
+  const ones = (count: number) => new Float32Array(count).fill(1)
+  const [a, b] = [
+    { data: ones(12), shape: [1, 12] as const },
+    { data: ones(256), shape: [256, 1] as const },
+  ]
+  adapter.addEmbedding('model.embed_tokens', a, b)
+  const { file } = await merged({ adapters: adapter, outDtype: 'fp16' })
+  const before = (await fileOf(base)).tensors.get('token_embd.weight')!
+  const head = file.tensors.get('output.weight')!
+  expect([head.type, head.bytes]).toEqual([before.type, before.bytes])
+  expect(GGML_TYPES.get(file.tensors.get('token_embd.weight')!.type)).toBe('fp16')
+})
+
 describe('what does not fit', () => {
   const bytes = readFileSync(base)
   const damaged = (name: string, content: Uint8Array) => {
@@ -182,6 +227,41 @@ describe('what does not fit', () => {
     await expect(wrong(layer('model.layers.1.self_attn.k_proj', 4, 256))).rejects.toThrow(
       /blk\.1\.attn_k\.weight: .*type cannot be read.*got type 10 of ggml/,
     )
+  })
+
+  it('is not the embedding if no adapter needs it, whatever its type', async () => {
+    const name = Buffer.from('token_embd.weight')
+    const changed = Buffer.from(bytes)
+    // After the name: the number of dimensions, two sizes, and the type. 10 is Q2_K, which is not read.
+    changed.writeUInt32LE(10, bytes.indexOf(name) + name.byteLength + 4 + 16)
+    const adapter = new LoraAdapter({ rank: 1, targetModules: 'all-linear' })
+    const ones = (count: number) => new Float32Array(count).fill(1)
+    adapter.addFactors(
+      'model.layers.0.self_attn.q_proj',
+      { data: ones(256), shape: [1, 256] },
+      { data: ones(8), shape: [8, 1] },
+    )
+    const { file } = await merged({ base: damaged('q2.gguf', changed), adapters: adapter })
+    expect(file.tensors.get('token_embd.weight')!.type).toBe(10)
+  })
+
+  it('is an error of lowrank however the header is damaged', async () => {
+    const header = (await fileOf(base)).tensors.get('token_embd.weight')!.offset
+    let state = 7
+    const next = (below: number) => {
+      state = (Math.imul(state, 1103515245) + 12345) >>> 0
+      return (state >>> 8) % below
+    }
+    let refused = 0
+    for (let i = 0; i < 2000; i++) {
+      const broken = Uint8Array.from(bytes)
+      for (let j = 0; j <= next(3); j++) broken[next(header)] = next(4) === 0 ? 255 : next(256)
+      const error = await readGguf(new MemorySource(broken)).catch((reason) => reason)
+      if (!(error instanceof Error)) continue
+      expect(error).toBeInstanceOf(LowrankError)
+      refused++
+    }
+    expect(refused).toBeGreaterThan(100)
   })
 
   it('is a base without a GGUF file', async () => {

@@ -72,7 +72,7 @@ describe('districts of src/', () => {
 
   it('has a table of contents at the head of each district, which names all of its folders but node/', () => {
     for (const [district, main] of Object.entries(MAIN_FILES)) {
-      const [, lines] = new RegExp(`^// What is in src/${district}/, in reading order:\n((?://   .*\n)+)`, 'm').exec(
+      const [, lines] = new RegExp(`^// The files of src/${district}/, in reading order:\n((?://   .*\n)+)`, 'm').exec(
         textOf(`src/${district}/${main}`),
       )!
       const named = lines

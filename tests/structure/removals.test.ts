@@ -13,6 +13,7 @@ const PLACES: Readonly<Record<string, string>> = {
   'src/files/io/hub/node/open-hub.ts': 'files in the cache, under names that only the cache gives',
   'src/files/io/hub/node/download.ts': 'partial downloads, under names that only the cache gives',
   'src/api/node/example-file.ts': 'a temporary file that this process has just made',
+  'src/serve/jobs/node/models.ts': 'a damaged aliases.json, which gets a name of its own before the next is written',
   'src/serve/jobs/node/store.ts': 'the record of an entry that is removed',
   'src/serve/jobs/node/job-process.ts': 'step-N.tmp in the folder of the job, which only the process of the job makes',
 }

@@ -1,6 +1,6 @@
 // Finds the command, runs it, and returns the exit code.
 
-// What is in src/app/, in reading order:
+// The files of src/app/, in reading order:
 //   cli/program.ts, cli/options.ts  from the command line to a command and its options
 //   cli/run/, cli/manage/           a file for each command: for models, and for files
 //   cli/show/                       what people see

@@ -1,4 +1,4 @@
-// What an answer is measured by: the job's own grader, or what fits the prompts, and a judge if one is named.
+// The measures of an answer: the job's own grader, else one that fits the prompts, and a judge if the user names one.
 
 import { type JudgeSettings, judge, openGrader } from '../../api/export/measures.js'
 import { isObject, jsonIn } from '../../core/base/options.js'
@@ -108,7 +108,7 @@ function fits(value: unknown, schema: unknown, root = schema): boolean {
   return isWhole && isClosed && Object.entries(value).every(([name, member]) => fits(member, known[name], root))
 }
 
-/** What `#/$defs/name` points at. */
+/** Follows a reference such as `#/$defs/name` within a schema. */
 const inside = (root: unknown, ref: string) =>
   ref
     .split('/')

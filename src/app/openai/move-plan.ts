@@ -10,7 +10,7 @@ export interface Planned {
   /** undefined if the job is not moved. */
   readonly task?: 'causal-lm' | 'dpo' | 'grpo'
   readonly rows: readonly Item[]
-  /** What differs from the old job, or why it is not moved. */
+  /** Sentences for the report: how the new job differs from the old one, or why it is not moved. */
   readonly notes: readonly string[]
 }
 

@@ -1,6 +1,6 @@
 // The project's error classes. Every message has the same pattern: where, what is wrong, expected, got, what to do.
 
-// What is in src/core/, in reading order:
+// The files of src/core/, in reading order:
 //   base/errors.ts                 the errors that everything throws
 //   base/options.ts                checks of options, by tables that are made from their types
 //   base/bytes.ts, base/tensor.ts  where bytes come from and go to; arrays with a shape

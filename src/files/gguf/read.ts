@@ -96,15 +96,17 @@ function parse(header: Header, source: ByteSource): GgufFile {
   if (typeof alignment !== 'number' || alignment < 8 || alignment % 8 !== 0) {
     throw new FormatError({ where: `${where}: general.alignment`, what: 'not a multiple of 8', got: String(alignment) })
   }
-  const found = Array.from({ length: tensorCount }, () => {
+  const found: { name: string; shape: number[]; type: number; start: number }[] = []
+  // A damaged file can have a count for which there is no memory: the header ends long before.
+  while (found.length < tensorCount) {
     const name = header.string()
     const dimensions = header.u32()
     if (dimensions > MAX_DIMENSIONS) {
       throw new FormatError({ where: `${where}: ${name}`, what: 'too many dimensions', got: String(dimensions) })
     }
     const shape = Array.from({ length: dimensions }, () => header.size()).reverse()
-    return { name, shape, type: header.u32(), start: header.size() }
-  })
+    found.push({ name, shape, type: header.u32(), start: header.size() })
+  }
   const data = roundUp(header.at, alignment)
   const ordered = found.sort((a, b) => a.start - b.start)
   const tensors = ordered.map(({ start, ...tensor }, i): GgufTensor => {
@@ -190,7 +192,8 @@ class Header {
     if (type === LIST) {
       const [of, length] = [this.u32(), this.size()]
       if (Object.hasOwn(SCALARS, of)) this.#skip(SCALARS[of][0] * length)
-      else for (let i = 0; i < length; i++) this.value(of)
+      else if (of === STRING) for (let i = 0; i < length; i++) this.#skip(this.size())
+      else throw new FormatError({ where: this.name, what: 'a list of an unknown type', got: String(of) })
       return undefined
     }
     const scalar = Object.hasOwn(SCALARS, type) ? SCALARS[type] : undefined

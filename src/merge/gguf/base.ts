@@ -53,9 +53,14 @@ export async function openGguf({ base, chosen, sources, closers }: PlanInput): P
     for (const tensor of inFile) tensors.set(tensor.name, { tensor, file })
   }
   const names = namesOfArchitecture(architecture, where)
+  /** A count of heads that all layers have, or undefined if the file has no such count. */
   const count = (key: string) => {
-    const value = first.metadata.get(`${architecture}.attention.${key}`)?.value
-    return typeof value === 'number' ? value : undefined
+    const name = `${architecture}.attention.${key}`
+    if (!first.metadata.has(name)) return undefined
+    const value = first.metadata.get(name)!.value
+    if (typeof value === 'number' && value > 0) return value
+    const what = 'layers with different numbers of heads: the order of the rows of q and k depends on them'
+    throw new UnsupportedError({ where: `${where}: ${name}`, what })
   }
   return {
     files,
@@ -120,6 +125,7 @@ export async function toGgufParts(
 ): Promise<GgufParts> {
   const places = new Map<string, GgufPlace>()
   const names = { embedding: 'model.embed_tokens.weight', head: 'lm_head.weight' }
+  let hasHead = false
   const find = (name: string): GgufPlace | undefined => {
     const [, module, suffix] = /^(.*)\.(weight|bias)$/.exec(name) ?? [undefined, name, 'weight']
     const expert = model.names.tensorOf(module) === undefined ? EXPERT.exec(module) : null
@@ -127,7 +133,10 @@ export async function toGgufParts(
     if (found === undefined) return undefined
     const tensor = `${found}.${suffix}`
     if (tensor === EMBEDDING) names.embedding = name
-    if (tensor === OUTPUT) names.head = name
+    if (tensor === OUTPUT) {
+      names.head = name
+      hasHead = true
+    }
     const place = model.tensors.get(tensor)
     const stored = place && (expert === null ? place : { ...place, expert: Number(expert[2]) })
     if (stored !== undefined) places.set(name, stored)
@@ -207,7 +216,7 @@ export async function toGgufParts(
   for (const replacement of replacements) changed.replacements.push(await changedReplacement(replacement))
   // The output embedding of a tied model is the input embedding, even if no adapter names that.
   const embedding = model.tensors.get(EMBEDDING)
-  if (embedding !== undefined) places.set(names.embedding, embedding)
+  if (hasHead && embedding !== undefined) places.set(names.embedding, embedding)
   return { ...changed, places, ...names }
 }
 

@@ -1,9 +1,9 @@
 // Opens a GGUF file for a merge, and plans the merge into it. Tensors that no adapter changes are copied as they are.
 
-import { MismatchError, UnsupportedError } from '../../core/base/errors.js'
+import { counted, listed, MismatchError, UnsupportedError } from '../../core/base/errors.js'
 import { elementCount, roundUp } from '../../core/base/tensor.js'
 import type { Checkpoint } from '../../files/checkpoint.js'
-import { blockValues, canEncode, isStoredDtype, type StoredDtype, storedSize } from '../../files/gguf/blocks.js'
+import { blockValues, canEncode, type StoredDtype, storedSize } from '../../files/gguf/blocks.js'
 import { GGML_TYPES, type GgufTensor, ggmlType } from '../../files/gguf/read.js'
 import { type GgufSpec, planGguf, type WrittenValue } from '../../files/gguf/write.js'
 import type { TensorInfo } from '../../files/safetensors.js'
@@ -120,13 +120,18 @@ interface Written extends GgufSpec {
   readonly slices: readonly OutputTensor[]
 }
 
-function layOut(model: GgufModel, { places, head }: GgufParts, outputs: readonly OutputTensor[], input: PlanInput) {
+function layOut(
+  model: GgufModel,
+  { places, embedding, head }: GgufParts,
+  outputs: readonly OutputTensor[],
+  input: PlanInput,
+) {
   const alignment = model.files[0].alignment
   const changed = new Map<GgufTensor, OutputTensor[]>()
   for (const output of outputs) {
     const place = places.get(output.name)
-    const isChanged = output.layers.length > 0 || output.rows.length > 0 || output.isReplaced
-    if (place !== undefined && isChanged) changed.set(place.tensor, [...(changed.get(place.tensor) ?? []), output])
+    if (place !== undefined && isChanged(output))
+      changed.set(place.tensor, [...(changed.get(place.tensor) ?? []), output])
   }
   const retyped = new Map<string, string[]>()
   const written: Written[] = model.files.flatMap(({ tensors }, file) =>
@@ -137,10 +142,10 @@ function layOut(model: GgufModel, { places, head }: GgufParts, outputs: readonly
   )
   const separate = outputs.find(({ name }) => name === head && !places.has(head))
   if (separate !== undefined) {
-    const tensor = places.get(
-      outputs.find(({ base, name }) => name !== head && base.offset === separate.base.offset)!.name,
-    )!.tensor
-    written.push({ ...typed(tensor, [separate], input, retyped), name: OUTPUT })
+    // The head of a tied model becomes a tensor of its own, which begins as a copy of the embedding.
+    const { tensor, file } = places.get(embedding)!
+    const copy = { ...tensor, slices: [raw(tensor, file)] }
+    written.push({ ...(isChanged(separate) ? typed(tensor, [separate], input, retyped) : copy), name: OUTPUT })
   }
   const metadata = new Map<string, WrittenValue>()
   for (const [key, { bytes }] of model.files[0].metadata) if (!SPLIT_KEY.test(key)) metadata.set(key, { stored: bytes })
@@ -155,8 +160,7 @@ function layOut(model: GgufModel, { places, head }: GgufParts, outputs: readonly
     if (bytes.byteLength > 0) literals.push({ offset: end, byteLength: bytes.byteLength, bytes })
   }
   const warnings = [...retyped].map(
-    ([how, names]) =>
-      `${how}: ${names.length} tensors (${names.slice(0, 3).join(', ')}${names.length > 3 ? ', …' : ''})`,
+    ([how, names]) => `${how}: ${counted(names.length, 'tensor')} (${listed(names, 'tensors')})`,
   )
   const file = {
     path: input.outFile ?? resultName(model.paths[0]),
@@ -164,13 +168,13 @@ function layOut(model: GgufModel, { places, head }: GgufParts, outputs: readonly
     literals,
     segments: coalesce(segments),
     tensors: written.map(({ name }) => name),
-    changed: written
-      .filter(({ slices }) =>
-        slices.some(({ layers, rows, isReplaced }) => layers.length + rows.length > 0 || isReplaced),
-      )
-      .map(({ name }) => name),
+    changed: written.filter(({ slices }) => slices.some(isChanged)).map(({ name }) => name),
   }
   return { file, warnings }
+}
+
+function isChanged({ layers, rows, isReplaced }: OutputTensor): boolean {
+  return layers.length > 0 || rows.length > 0 || isReplaced
 }
 
 /** The slices of a tensor, or undefined if none of them changes. */
@@ -225,6 +229,6 @@ function typed(
     retyped.set(how, [...(retyped.get(how) ?? []), tensor.name])
   }
   const byteLength = elementCount(tensor.shape) * storedSize(dtype)
-  const retypedSlices = slices.map((slice) => ({ ...slice, dtype: isStoredDtype(slice.dtype) ? dtype : slice.dtype }))
-  return { name: tensor.name, shape: tensor.shape, type: ggmlType(dtype)!, byteLength, slices: retypedSlices }
+  const { name, shape } = tensor
+  return { name, shape, type: ggmlType(dtype)!, byteLength, slices: slices.map((slice) => ({ ...slice, dtype })) }
 }

@@ -2,7 +2,7 @@
 
 import { afterEach, beforeEach, expect, test, vi } from 'vitest'
 import { watchDownloads, watchMerge, watchOnTerminal } from '../../../src/api/node/watch.js'
-import { MemoryDirectory, merge, openSession, train } from '../../../src/api/node.js'
+import { configureHub, MemoryDirectory, merge, openSession, train } from '../../../src/api/node.js'
 import { enginesHere } from '../../engines-here.js'
 import { MODEL, publish } from '../../files/io/hub/publish.js'
 import { current, useHub } from '../../files/io/hub/toolkit.js'
@@ -17,6 +17,8 @@ const wasTerminal = process.stderr.isTTY
 beforeEach(() => {
   shown = ''
   now = 0
+  // Tests of commands set a listener of their own, for the whole process.
+  configureHub({ on: undefined })
   process.stderr.isTTY = true
   vi.spyOn(performance, 'now').mockImplementation(() => now)
   vi.spyOn(process.stderr, 'write').mockImplementation((text) => {

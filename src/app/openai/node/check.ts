@@ -17,7 +17,7 @@ export interface CheckOptions {
 
 export interface CheckReport {
   readonly asked: number
-  /** What the server says, with the places of the chats. */
+  /** Each refusal of the server, with the file and line of the chats that it refuses. */
   readonly refused: Readonly<Record<string, readonly string[]>>
 }
 

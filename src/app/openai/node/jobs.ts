@@ -8,7 +8,7 @@ import { RECORDED, type Recorded } from './recorded.js'
 
 export interface JobPrompts {
   readonly job: Job
-  /** Of the validation file, of stored chats of the job's model, and of the training file. */
+  /** The prompts of the validation file, of stored chats with the job's model, and of the training file. */
   readonly prompts: Readonly<Record<Origin, readonly Prompt[]>>
 }
 

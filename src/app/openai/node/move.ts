@@ -49,7 +49,7 @@ export interface MoveOptions {
 }
 
 export interface MovedJob extends Moved {
-  /** By what was compared: the prompts, and the measure. */
+  /** The key names the prompts and the measure of a comparison. */
   readonly comparisons: Readonly<Record<string, Comparison>>
 }
 

@@ -90,7 +90,7 @@ class Recorder {
     private readonly options: RecordOptions,
     prompts: readonly Asked[],
   ) {
-    // Of equal prompts the first counts, whose origin is the most useful.
+    // The same prompt can come from several lists. The first list is the most useful, so its entry is set last.
     this.#byKey = new Map(prompts.toReversed().map((asked) => [asked.key, asked]))
   }
 
@@ -185,7 +185,7 @@ class Recorder {
       const { status, reason, got } = error
       const isFinal = status >= 400 && status < 500 && ![408, 409, 429].includes(status)
       this.#lost = isFinal ? 0 : this.#lost + 1
-      // What a provider refuses to answer it does not bill; anything else may have been billed.
+      // A provider does not bill a request that it refuses. After any other failure it may have.
       if (isFinal) await this.ledger.settle(id, 0)
       if (status === 410 || (status === 404 && /model|deployment/i.test(`${reason} ${got}`))) {
         const day = new Date().toISOString().slice(0, 10)

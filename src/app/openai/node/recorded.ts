@@ -20,9 +20,9 @@ export interface Recorded {
   /** Milliseconds; undefined for batches. */
   readonly ms?: number | undefined
   readonly logprobs?: unknown
-  /** Of an answer to a request that a client sent to the server. */
+  /** The request, if a client sent it to the server and `record` did not. */
   readonly request?: Request | undefined
-  /** What our own model answered to it. */
+  /** The answer of our own model to that request. */
   readonly ours?: Message | undefined
 }
 
