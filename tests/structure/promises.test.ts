@@ -241,7 +241,6 @@ const SERVING: readonly [promise: string, file: string, shows: string][] = [
 ]
 
 const RELIABILITY: typeof SERVING = [
-  ['tests/serve/left-callers.test.ts', 'requests, which cover every route'],
   ['`fuzz` for 25 seconds', '.ci/run', 'fuzz -- --seconds 25 --seed 1'],
   ['`stress` for 40 seconds', '.ci/run', 'stress -- --seconds 40 --seed 1'],
   ['within 20 seconds', 'scripts/fuzz/fuzz.mjs', 'LIMIT_MS = 20_000'],

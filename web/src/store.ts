@@ -76,7 +76,8 @@ export async function keepAdapter(
   if (folder === undefined) return
   const adapterFolder = await folder.getDirectoryHandle(name, { create: true })
   try {
-    await saveAdapter(adapter, new HandleDirectory(adapterFolder))
+    // Files that a closed tab left there belong to this page, and to no adapter that it lists.
+    await saveAdapter(adapter, new HandleDirectory(adapterFolder), { overwrite: true })
     // This file is written last, to mark the folder as complete.
     await write(adapterFolder, ABOUT, JSON.stringify(about))
     // The browser may then not clear the adapters by itself when the disk is full.
