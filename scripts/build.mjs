@@ -10,6 +10,7 @@ import { dirname, join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { build } from 'vite'
 import joinFamilies from './generate/families.mjs'
+import { kyselyLater } from './kysely-later.mjs'
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
 const dist = join(root, 'dist')
@@ -20,7 +21,14 @@ const { peerDependencies } = JSON.parse(readFileSync(join(root, 'package.json'),
 /** Digests of the files that the last build read and wrote. */
 const STATE = join(root, 'out', 'build.sha256')
 const COMPILED = join(root, 'out', 'build.tsbuildinfo')
-const SETTINGS = ['scripts/build.mjs', 'tsconfig.json', 'tsconfig.build.json', 'package.json', 'package-lock.json']
+const SETTINGS = [
+  'scripts/build.mjs',
+  'scripts/kysely-later.mjs',
+  'tsconfig.json',
+  'tsconfig.build.json',
+  'package.json',
+  'package-lock.json',
+]
 
 joinFamilies()
 
@@ -118,7 +126,7 @@ await build({
   configFile: false,
   root: dist,
   logLevel: 'error',
-  plugins: [keepPlaces],
+  plugins: [keepPlaces, kyselyLater],
   ssr: { noExternal: true, external: Object.keys(peerDependencies) },
   build: {
     ssr: join(dist, 'app', 'cli', 'entry.js'),

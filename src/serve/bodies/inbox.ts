@@ -86,10 +86,10 @@ export class Inbox {
     }
   }
 
-  /** Reads a body of JSON, an object. */
-  async json(sending: Sending, maxBytes: number): Promise<Record<string, unknown>> {
+  /** Reads a body of JSON, an object. `isTyped`: only if its type says so. */
+  async json(sending: Sending, maxBytes: number, isTyped = true): Promise<Record<string, unknown>> {
     const type = sending.request.headers.get('content-type') ?? ''
-    if (!/^application\/json\s*(;|$)/i.test(type)) {
+    if (isTyped && !/^application\/json\s*(;|$)/i.test(type)) {
       throw new HttpError(415, `The body must have the type application/json, not ${type.slice(0, 100) || 'none'}`)
     }
     const bytes = await this.receive(sending, maxBytes, async (pieces, holds) => {

@@ -62,8 +62,6 @@ export interface Job {
   result_files: readonly string[]
   checkpoints: readonly Checkpoint[]
   judged?: Judged
-  /** Names of its models that were deleted. */
-  deleted: readonly string[]
 }
 
 /** A job's process may take this long to stop: enough for a step of a large model, and for saving. */

@@ -1,5 +1,5 @@
 // The folder of a server that trains: one damaged file costs one object, and what is not the server's stays. The folder
-// is written by hand, so that no process starts.
+// is written by hand as earlier servers had it, so that no process starts, and taken over.
 
 import { createHash } from 'node:crypto'
 import * as fs from 'node:fs'
@@ -8,10 +8,13 @@ import { basename, dirname, join } from 'node:path'
 import { loadModel, type Model } from 'lowrank'
 import { createHandler, type Handler, trainingIn } from 'lowrank/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { groupBy } from '../../../src/core/base/group.js'
 import { goldenPath } from '../../golden.js'
 import { some } from '../../thorough.js'
 
 const scratch = fs.mkdtempSync(join(tmpdir(), 'lowrank-damaged-'))
+/** As an earlier server left it. */
+const earlier = join(scratch, 'earlier')
 const whole = join(scratch, 'whole')
 /** A copy, whose files are damaged in turn. */
 const folder = join(scratch, 'copy')
@@ -78,9 +81,10 @@ function writeEntries(folder: string, digit: string): void {
 
 beforeAll(async () => {
   model = await loadModel('models/union-3m')
-  for (const digit of ['a', 'b']) writeEntries(whole, digit)
-  write(join(whole, 'aliases.json'), JSON.stringify([{ name: 'best', model: MODEL_OF('b'), created: 1_700_000_000 }]))
-  // The first start adds the marker.
+  for (const digit of ['a', 'b']) writeEntries(earlier, digit)
+  write(join(earlier, 'lowrank-server.json'), '{}')
+  write(join(earlier, 'aliases.json'), JSON.stringify([{ name: 'best', model: MODEL_OF('b'), created: 1_700_000_000 }]))
+  fs.cpSync(earlier, whole, { recursive: true })
   const handler = await opened(whole)
   answered = await answers(handler, whole)
   await handler.close()
@@ -171,23 +175,28 @@ const DAMAGES: Record<string, (file: string) => void> = {
 }
 
 /** Files that are looked at when the server starts, or when their model is asked. */
-const READ = /record\.json$|^aliases\.json$|content\.jsonl$|adapter_/
+const READ = /content\.jsonl$|adapter_/
 /** Damages that leave bytes which cannot be told from the right ones: nothing stores a digest. */
 const UNSEEN: [file: RegExp, damage: RegExp][] = [[/content\.jsonl$|\.safetensors$/, /random|zeros/]]
 
-/** All files of the first owner, with those of the server. */
+/** All files of the first owner, with those of the server, but for the database. */
+const IN_DATABASE = ['record.json', 'events.jsonl']
 const FILES = [
-  ...['aliases.json', 'lowrank-server.json'],
-  ...['record.json', 'content.jsonl'].map((name) => `files/${HERE.files}/${name}`),
-  `completions/${HERE.completions}/record.json`,
-  ...OF_JOB.map((name) => `jobs/${HERE.jobs}/${name}`),
+  'completions/now-in-the-database/README.txt',
+  `files/${HERE.files}/content.jsonl`,
+  ...OF_JOB.filter((name) => !IN_DATABASE.includes(name)).map((name) => `jobs/${HERE.jobs}/${name}`),
+]
+/** What an earlier server kept of them in files. */
+const RECORDS = [
+  ...Object.entries(HERE).map(([kind, id]) => `${kind}/${id}/record.json`),
+  ...[`jobs/${HERE.jobs}/events.jsonl`, 'aliases.json'],
 ]
 
 describe('a damaged file costs its own object alone, stays as it is, and is named in the log', () => {
   it('of each kind that the server writes', () => {
     expect(
       filesIn(whole)
-        .filter((file) => !file.includes('b'.repeat(8)))
+        .filter((file) => !file.includes('b'.repeat(8)) && !/^(before-database|store\.)/.test(file))
         .sort(),
     ).toEqual(FILES.toSorted())
   })
@@ -197,17 +206,15 @@ describe('a damaged file costs its own object alone, stays as it is, and is name
     expect(fs.readFileSync(page, 'utf8')).toMatch(told)
   })
 
-  it.each(FILES)('%s', async (file) => {
-    const others: Record<string, string> = { [HERE.jobs]: MODEL_OF('a'), 'aliases.json': ': best' }
-    const owner = Object.values(HERE).find((id) => file.includes(id)) ?? file
-    const isItsOwn = (name: string) => name.includes(owner) || name.includes(others[owner] ?? owner)
-    const all = Object.entries(DAMAGES)
-    const wanted = some(all, READ.test(file) ? 2 : 5)
-    for (const [damage, make] of wanted) {
-      const about = `${file}: ${damage}`
-      const target = join(folder, file)
-      make(target)
-      const state = digestOf(target)
+  // Files of one object that are read only when somebody asks for them are damaged together: a start takes long.
+  const together = [...groupBy(FILES, (file) => (READ.test(file) ? file : dirname(file))).values()]
+  it.each(together.map((files) => [files.join(', '), files] as const))('%s', async (_, files) => {
+    const isItsOwn = ownedBy(files[0])
+    for (const [damage, make] of some(Object.entries(DAMAGES), READ.test(files[0]) ? 2 : 5)) {
+      const about = `${files}: ${damage}`
+      const targets = files.map((file) => join(folder, file))
+      for (const target of targets) make(target)
+      const states = targets.map(digestOf)
       log.length = 0
       const server = await opened(folder)
       const after = await answers(server)
@@ -215,24 +222,69 @@ describe('a damaged file costs its own object alone, stays as it is, and is name
       for (const [name, answer] of answered) {
         if (!isItsOwn(name)) expect(after.get(name), `${about}, ${name}`).toBe(answer)
       }
-      expect(digestOf(target), about).toBe(state)
-      const isSeen = READ.test(file) && !UNSEEN.some(([files, damages]) => files.test(file) && damages.test(damage))
-      // Of an adapter, its folder is named, and the file in it if it is there.
-      const named = file.includes('adapter_') ? dirname(target) : target
-      if (isSeen) expect(log.join('\n'), about).toContain(named)
-      fs.rmSync(target, { recursive: true })
-      fs.cpSync(join(whole, file), target)
+      expect(targets.map(digestOf), about).toEqual(states)
+      for (const [i, file] of files.entries()) {
+        const isSeen = READ.test(file) && !UNSEEN.some(([kinds, damages]) => kinds.test(file) && damages.test(damage))
+        // Of an adapter, its folder is named, and the file in it if it is there.
+        if (isSeen)
+          expect(log.join('\n'), about).toContain(file.includes('adapter_') ? dirname(targets[i]) : targets[i])
+        fs.rmSync(targets[i], { recursive: true })
+        fs.cpSync(join(whole, file), targets[i])
+      }
     }
   })
 })
 
-describe('a damaged aliases.json', () => {
+/** True for names in `answers` of what is lost with a file. */
+const ownedBy = (file: string) => {
+  const others: Record<string, string> = { [HERE.jobs]: MODEL_OF('a'), 'aliases.json': ': best' }
+  const owner = Object.values(HERE).find((id) => file.includes(id)) ?? file
+  return (name: string) => name.includes(owner) || name.includes(others[owner] ?? owner)
+}
+
+describe('a folder of an earlier server is taken over', () => {
+  const movedTo = (place: string, file: string) => join(place, 'before-database', file)
+
+  it('with all that it has; its records are moved, and an earlier server refuses it', async () => {
+    const files = filesIn(earlier)
+    for (const file of files) {
+      const isRecord = /record\.json$|events\.jsonl$|^aliases\.json$|^lowrank-server/.test(file)
+      const now = isRecord ? movedTo(whole, file) : join(whole, file)
+      expect(digestOf(now), file).toBe(digestOf(join(earlier, file)))
+      if (isRecord) expect(fs.existsSync(join(whole, file)), file).toBe(false)
+    }
+    // Earlier servers refuse a completion of another name.
+    expect(fs.readdirSync(join(whole, 'completions'))).toEqual(['now-in-the-database'])
+  })
+
+  it.each(RECORDS)('but for a damaged %s, which stays as it is until it can be read', async (file) => {
+    const wanted = some(Object.entries(DAMAGES), 4)
+    for (const [damage, make] of wanted) {
+      const about = `${file}: ${damage}`
+      const place = fs.mkdtempSync(join(scratch, 'taken-'))
+      fs.cpSync(earlier, place, { recursive: true })
+      make(join(place, file))
+      const state = digestOf(join(place, file))
+      log.length = 0
+      const server = await opened(place)
+      const after = await answers(server, place)
+      await server.close()
+      const isOwn = ownedBy(file)
+      for (const [name, answer] of answered) if (!isOwn(name)) expect(after.get(name), `${about}, ${name}`).toBe(answer)
+      const isMoved = !fs.existsSync(join(place, file)) && !fs.lstatSync(join(place, file), { throwIfNoEntry: false })
+      expect(digestOf(isMoved ? movedTo(place, file) : join(place, file)), about).toBe(state)
+      if (!file.endsWith('events.jsonl')) expect(log.join('\n'), about).toContain(join(place, file))
+      if (isMoved) continue
+      fs.rmSync(join(place, file), { recursive: true })
+      fs.cpSync(join(earlier, file), join(place, file))
+      const next = await opened(place)
+      expect(await answers(next, place), about).toEqual(answered)
+      await next.close()
+    }
+  })
+
   const aliases = ['first', 'second', 'third'].map((name) => ({ name, model: MODEL_OF('b'), created: 1_700_000_000 }))
   const [first, second, third] = aliases.map((alias) => JSON.stringify(alias))
-  const namesOf = async (server: Handler) => {
-    const { data } = JSON.parse((await ask(server, 'GET', '/v1/aliases')).slice(4)) as { data: { name: string }[] }
-    return data.map(({ name }) => name)
-  }
 
   it.each<[string, string | Uint8Array, string[]]>([
     ['that ends too soon', `[${first},${second},${third.slice(0, -3)}`, ['first', 'second']],
@@ -240,32 +292,21 @@ describe('a damaged aliases.json', () => {
     ['with zeros at its start', `${'\0'.repeat(9)}${first.slice(9)},${second},${third}]`, ['second', 'third']],
     ['with a broken name', Buffer.from(`[${first},${second},${third}]`).fill(0xff, 10, 11), ['second', 'third']],
     ['that is empty', '', []],
-  ])('%s costs what cannot be read, and is put aside when aliases change', async (_, content, left) => {
-    const file = join(folder, 'aliases.json')
-    fs.writeFileSync(file, content)
-    const before = digestOf(file)
+  ])('with the aliases that can be read, of a file %s', async (_, content, left) => {
+    const place = fs.mkdtempSync(join(scratch, 'aliases-'))
+    fs.cpSync(earlier, place, { recursive: true })
+    fs.writeFileSync(join(place, 'aliases.json'), content)
     log.length = 0
-    const server = await opened(folder)
-    expect(await namesOf(server)).toEqual(left)
-    expect(log).toEqual([expect.stringContaining(file)])
-    expect(digestOf(file)).toBe(before)
-    for (const name of ['new', 'newer']) {
-      expect(await ask(server, 'POST', '/v1/aliases', { name, model: MODEL_OF('b') })).toMatch(/^200/)
-    }
+    const server = await opened(place)
+    const { data } = JSON.parse((await ask(server, 'GET', '/v1/aliases')).slice(4)) as { data: { name: string }[] }
+    expect(data.map(({ name }) => name)).toEqual(left)
+    expect(log).toEqual([expect.stringContaining(join(place, 'aliases.json'))])
+    expect(fs.readFileSync(movedTo(place, 'aliases.json'))).toEqual(Buffer.from(content))
     await server.close()
-    const [aside, ...others] = fs.readdirSync(folder).filter((name) => name.endsWith('.damaged'))
-    expect([digestOf(join(folder, aside)), others]).toEqual([before, []])
-    log.length = 0
-    // A folder without its marker goes on, too.
-    fs.renameSync(join(folder, 'lowrank-server.json'), join(scratch, 'marker'))
-    const next = await opened(folder)
-    expect([await namesOf(next), log]).toEqual([[...left, 'new', 'newer'], []])
-    await next.close()
-    for (const name of [aside, 'aliases.json']) fs.rmSync(join(folder, name))
-    fs.cpSync(join(whole, 'aliases.json'), file)
-    fs.renameSync(join(scratch, 'marker'), join(folder, 'lowrank-server.json'))
   })
 })
+
+const digestsOf = (root: string, files: readonly string[]) => files.map((file) => digestOf(join(root, file)))
 
 /** All names below a folder, with the content of each file. */
 const treeOf = (root: string) =>
@@ -289,37 +330,35 @@ describe('a folder of training', () => {
     expect(fs.readdirSync(place).sort()).toEqual([...new Set(names.map((name) => name.split('/')[0]))].sort())
   })
 
-  it('that has only what a file system makes counts as empty, and gets a marker that stays', async () => {
+  it('that has only what a file system makes counts as empty, and gets a store', async () => {
     const place = fs.mkdtempSync(join(scratch, 'empty-'))
     for (const name of ['lost+found', '.Trash']) fs.mkdirSync(join(place, name))
     await (await opened(place)).close()
-    expect(fs.readdirSync(place)).toEqual(expect.arrayContaining(['.Trash', 'lost+found', 'lowrank-server.json']))
+    expect(fs.readdirSync(place)).toEqual(expect.arrayContaining(['.Trash', 'lost+found', 'store.sqlite']))
     // From then on the owner's things in it stay, and are named.
     const mine = ['files/photos/wedding.jpg', 'jobs/thesis/chapter.txt', 'jobs/notes.txt', 'letters.txt']
     for (const name of mine) write(join(place, name), 'mine')
-    const before = treeOf(place)
+    const before = digestsOf(place, mine)
     log.length = 0
     await (await opened(place)).close()
-    expect(treeOf(place)).toEqual(before)
+    expect(digestsOf(place, mine)).toEqual(before)
     for (const name of ['files/photos', 'jobs/thesis', 'jobs/notes.txt'])
       expect(log.join()).toContain(join(place, name))
   })
 
   it('without the marker goes on if all in it is a server’s, and loses only what was never finished', async () => {
     const place = join(scratch, 'of-today')
-    fs.cpSync(whole, place, { recursive: true })
+    fs.cpSync(earlier, place, { recursive: true })
     fs.rmSync(join(place, 'lowrank-server.json'))
     const [unfinished, lost] = ['c', 'd'].map((digit) => idsOf(digit))
-    const before = treeOf(place)
     write(join(place, 'files', unfinished.files, 'content.jsonl'), '{"te')
     write(join(place, 'jobs', unfinished.jobs, 'training.jsonl'), '{}')
     write(join(place, 'jobs', unfinished.jobs, '.record.json.01234567-1--01234567.tmp/record.json'), '{')
     const server = await opened(place)
     expect(await answers(server, place)).toEqual(answered)
     await server.close()
-    expect(treeOf(place).filter(([file]) => file !== 'lowrank-server.json')).toEqual(
-      before.filter(([file]) => file !== 'lowrank-server.json'),
-    )
+    const left = (folder: string) => filesIn(folder).filter((file) => !/^store\.|lowrank-server/.test(file))
+    expect(left(place).sort()).toEqual(left(whole).sort())
     // A job whose record is gone has more than unfinished files: its adapter stays.
     write(join(place, 'jobs', lost.jobs, 'run/adapter_model.safetensors'), 'trained')
     log.length = 0
@@ -340,18 +379,5 @@ describe('a folder of training', () => {
     await server.close()
     for (const entry of [file, run]) expect(filesIn(entry)).toEqual(['photos/wedding.jpg'])
     expect(fs.existsSync(join(place, 'files', idsOf('b').files))).toBe(false)
-  })
-
-  it('whose record of a job cannot be read for a while has the job again afterwards', async () => {
-    const place = join(scratch, 'for-a-while')
-    fs.cpSync(whole, place, { recursive: true })
-    const record = join(place, 'jobs', HERE.jobs, 'record.json')
-    fs.renameSync(record, `${record}.kept`)
-    fs.symlinkSync(record, record)
-    await (await opened(place)).close()
-    fs.renameSync(`${record}.kept`, record)
-    const server = await opened(place)
-    expect(await answers(server, place)).toEqual(answered)
-    await server.close()
   })
 })

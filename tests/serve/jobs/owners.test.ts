@@ -341,7 +341,7 @@ it('keeps files and stored chats for `retentionDays`', async () => {
   expect(await idsIn('/chat/completions')).toEqual(['chat'])
   await opened.close()
   expect(readdirSync(join(place, 'files'))).toEqual([`file-${recent}`])
-  expect(readdirSync(join(place, 'completions'))).toEqual([`chatcmpl-${recent}`])
+  expect(await storedRows(place, {})).toBe(`${JSON.stringify({ messages: [{ role: 'assistant', content: 'Hi' }] })}\n`)
   rmSync(place, { recursive: true })
 })
 
@@ -450,7 +450,7 @@ describe('files', () => {
     const modes = readdirSync(join(folder, 'files', id)).map(
       (name) => statSync(join(folder, 'files', id, name)).mode & 0o777,
     )
-    expect(modes).toEqual([0o600, 0o600])
+    expect([...modes, statSync(join(folder, 'store.sqlite')).mode & 0o777]).toEqual([0o600, 0o600])
     expect((await call('carol', 'DELETE', `/v1/files/${id}`)).status).toBe(200)
     expect(readdirSync(join(folder, 'files'))).not.toContain(id)
   })

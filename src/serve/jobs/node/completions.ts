@@ -1,10 +1,13 @@
 // Stored chat completions: requests with `store: true`, their answers, and files of records made of them.
 
+import { seconds } from '../../adapters.js'
 import type { Fields } from '../../fields.js'
-import { type Caller, SERVER } from '../../keys.js'
+import type { Caller } from '../../keys.js'
 import type { Call } from '../../route.js'
+import { pageOfRows } from '../../store/pages.js'
+import { addToSum, removeLabels, requireRow, type Store, setLabels, sumOf } from '../../store/store.js'
+import type { Row, Rows } from '../../store/tables.js'
 import { pageOf } from '../lists.js'
-import { birth, Store, type Stored, type StoreOptions } from './store.js'
 
 type Metadata = Readonly<Record<string, string>>
 
@@ -13,14 +16,16 @@ interface Message {
   readonly content?: unknown
 }
 
-interface CompletionEntry extends Stored {
+/** A chat before it is a row. */
+export interface Chat {
+  readonly id: string
+  readonly owner: string
+  readonly created_at: number
   readonly messages: readonly Message[]
   readonly tools?: readonly unknown[] | undefined
   /** The answer as it was sent. */
   readonly answer: { readonly id: string; readonly model: string; readonly choices: readonly { message: Message }[] }
-  metadata: Metadata
-  /** Bytes of the rest as JSON. Records of older servers have none, and get it when it is needed. */
-  bytes?: number
+  readonly metadata: Metadata
 }
 
 export interface StoredLimits {
@@ -28,6 +33,8 @@ export interface StoredLimits {
   readonly maxStored: number
   /** Bytes of one owner's stored chats. */
   readonly maxStoredBytes: number
+  /** Seconds that a chat stays at most. */
+  readonly maxAge: number
 }
 
 /** Which completions become records, and for which method. */
@@ -36,47 +43,83 @@ export interface StoredChoice {
   readonly method?: 'supervised' | 'kto' | undefined
 }
 
+/** Rows that are deleted or read at a time, so that others have their turn in between. */
+const BATCH = 200
+
 export class Completions {
-  private constructor(
-    private readonly store: Store<CompletionEntry>,
+  constructor(
+    private readonly store: Store,
     private readonly limits: StoredLimits,
   ) {}
 
-  /** Opens the store. If an owner has more than the limits allow, the oldest are deleted. */
-  static async open(folder: string, limits: StoredLimits, options: StoreOptions): Promise<Completions> {
-    return new Completions(await Store.open<CompletionEntry>(folder, 'completions', options), limits)
-  }
-
-  sweep(): Promise<void> {
-    return this.store.sweep()
-  }
-
-  async keep({ fields, caller }: Call, answer: object): Promise<void> {
-    const { messages, tools, metadata = {} } = fields as Fields & CompletionEntry
-    const sent = answer as CompletionEntry['answer']
-    await this.store.put({ ...birth(sent.id, caller), messages, tools, metadata, answer: sent })
-    const own = this.store.all().filter(({ owner }) => owner === caller.name)
-    let [count, bytes] = [own.length, own.reduce((sum, entry) => sum + bytesOf(entry), 0)]
-    for (const entry of own) {
-      if (count <= this.limits.maxStored && bytes <= this.limits.maxStoredBytes) break
-      await this.store.remove(entry)
-      count--
-      bytes -= bytesOf(entry)
+  /** Deletes what is too old. */
+  async sweep(): Promise<void> {
+    const oldest = this.#oldest()
+    for (let left = BATCH; oldest > 0 && left === BATCH; ) {
+      left = await this.store.write(async (rows) => {
+        const old = rows.selectFrom('chats').selectAll().where('created_at', '<', oldest)
+        return removeChats(rows, await old.orderBy('created_at').limit(BATCH).execute())
+      })
     }
   }
 
-  list({ request, caller }: Call): object {
+  #oldest(): number {
+    return seconds() - this.limits.maxAge
+  }
+
+  keep({ fields, caller }: Call, answer: object): Promise<void> {
+    const { messages, tools, metadata = {} } = fields as Fields & Pick<Chat, 'messages' | 'tools' | 'metadata'>
+    const sent = answer as Chat['answer']
+    const chat = { id: sent.id, owner: caller.name, created_at: seconds(), messages, tools, metadata, answer: sent }
+    return this.store.write(async (rows) => {
+      await insertChat(rows, chat)
+      let { count, bytes } = await sumOf(rows, caller.name, 'chats')
+      while (count > this.limits.maxStored || bytes > this.limits.maxStoredBytes) {
+        const [oldest] = await rows
+          .selectFrom('chats')
+          .selectAll()
+          .where('owner', '=', caller.name)
+          .orderBy('seq')
+          .limit(1)
+          .execute()
+        if (oldest === undefined) break
+        await removeChats(rows, [oldest])
+        count--
+        bytes -= oldest.bytes
+      }
+    })
+  }
+
+  async list({ request, caller }: Call): Promise<object> {
+    const from = this.store.rows.selectFrom('chats').selectAll()
+    const own = caller.isAdmin ? from : from.where('owner', '=', caller.name)
     const model = new URL(request.url).searchParams.get('model')
-    const found = this.store.of(caller).filter(({ answer }) => model === null || answer.model === model)
-    return pageOf(found.map(wire), request, { isNewestFirst: false })
+    const labels = { kind: 'chats', caller, model } as const
+    const first = await this.#first()
+    return pageOfRows(this.store, { request, from: own, labels, first, isNewestFirst: false }, wire)
   }
 
-  get({ id, caller }: Call): object {
-    return wire(this.store.get(id, caller))
+  /** The place of the first chat that is not too old. */
+  async #first(): Promise<number> {
+    const oldest = this.#oldest()
+    if (oldest === Number.NEGATIVE_INFINITY) return 0
+    const young = this.store.rows.selectFrom('chats').select('seq').where('created_at', '>=', oldest)
+    const [found] = await young.orderBy('created_at').orderBy('seq').limit(1).execute()
+    return found?.seq ?? Number.MAX_SAFE_INTEGER
   }
 
-  messages({ id, request, caller }: Call): object {
-    const { messages } = this.store.get(id, caller)
+  async #find({ id, caller }: Pick<Call, 'id' | 'caller'>, rows = this.store.rows): Promise<Row<'chats'>> {
+    const [found] = await rows.selectFrom('chats').selectAll().where('id', '=', id).execute()
+    const isOld = found !== undefined && found.created_at < this.#oldest()
+    return requireRow(isOld ? undefined : found, caller, 'stored completion', id)
+  }
+
+  async get(call: Call): Promise<object> {
+    return wire(await this.#find(call))
+  }
+
+  async messages({ id, request, caller }: Call): Promise<object> {
+    const messages = JSON.parse((await this.#find({ id, caller })).messages) as Message[]
     const all = messages.map(({ role, content = null, ...rest }, i) => {
       const isParts = Array.isArray(content)
       const shown = { content: isParts ? null : content, content_parts: isParts ? content : null }
@@ -85,64 +128,79 @@ export class Completions {
     return pageOf(all, request, { isNewestFirst: false })
   }
 
-  async update({ id, fields, caller }: Call): Promise<object> {
-    const entry = this.store.get(id, caller)
-    delete entry.bytes
-    entry.metadata = (fields.metadata as Metadata | undefined) ?? {}
-    await this.store.put(entry)
-    return wire(entry)
+  update(call: Call): Promise<object> {
+    const metadata = (call.fields.metadata as Metadata | undefined) ?? {}
+    return this.store.write(async (rows) => {
+      const chat = await this.#find(call, rows)
+      const text = JSON.stringify(metadata)
+      const more = Buffer.byteLength(text) - Buffer.byteLength(chat.metadata)
+      const changed = { metadata: text, bytes: chat.bytes + more }
+      await rows.updateTable('chats').set(changed).where('seq', '=', chat.seq).execute()
+      await addToSum(rows, chat.owner, 'chats', 0, more)
+      await setLabels(rows, 'chats', chat, metadata, chat.model)
+      return wire({ ...chat, ...changed })
+    })
   }
 
-  async remove({ id, caller }: Call): Promise<object> {
-    await this.store.remove(this.store.get(id, caller))
-    return { id, object: 'chat.completion.deleted', deleted: true }
+  remove(call: Call): Promise<object> {
+    return this.store.write(async (rows) => {
+      await removeChats(rows, [await this.#find(call, rows)])
+      return { id: call.id, object: 'chat.completion.deleted', deleted: true }
+    })
   }
 
   /** Records as lines of JSON. For `kto`, answers need a rating, which says whether they are wanted. */
-  rows(caller: Caller, { metadata = {}, method = 'supervised' }: StoredChoice): string {
-    const fits = (entry: CompletionEntry) =>
-      Object.entries(metadata).every(([name, value]) => entry.metadata[name] === value)
-    const rows = this.store.of(caller).flatMap((entry): object[] => {
-      const { messages, tools, answer } = entry
-      const { role, content, ...rest } = answer.choices[0].message
-      const { rating } = entry.metadata
-      if (!fits(entry) || (method === 'kto' && rating !== 'good' && rating !== 'bad')) return []
-      // Records need no fields without a value, such as `refusal: null`.
-      const calls = Object.entries(rest).filter(([, value]) => value !== null && value !== undefined)
-      const said = { role, content: content ?? '', ...Object.fromEntries(calls) }
-      if (method === 'kto') return [{ prompt: messages, completion: [said], label: rating === 'good', tools }]
-      return [{ messages: [...messages, said], tools }]
-    })
-    return rows.map((row) => `${JSON.stringify(row)}\n`).join('')
+  async rows(caller: Caller, { metadata = {}, method = 'supervised' }: StoredChoice): Promise<string> {
+    const wanted = Object.entries(metadata)
+    let text = ''
+    let last = (await this.#first()) - 1
+    for (;;) {
+      const from = this.store.rows.selectFrom('chats').selectAll().where('seq', '>', last)
+      const own = caller.isAdmin ? from : from.where('owner', '=', caller.name)
+      const chats = await own.orderBy('seq').limit(BATCH).execute()
+      for (const chat of chats) {
+        const has = JSON.parse(chat.metadata) as Metadata
+        if (wanted.every(([name, value]) => has[name] === value)) text += recordOf(chat, has.rating, method)
+      }
+      if (chats.length < BATCH) return text
+      last = chats.at(-1)!.seq
+    }
   }
 }
 
-function bytesOf(entry: CompletionEntry): number {
-  entry.bytes ??= Buffer.byteLength(JSON.stringify(entry))
-  return entry.bytes
+function recordOf(chat: Row<'chats'>, rating: string | undefined, method: 'supervised' | 'kto'): string {
+  if (method === 'kto' && rating !== 'good' && rating !== 'bad') return ''
+  const { role, content, ...rest } = (JSON.parse(chat.answer) as Chat['answer']).choices[0].message
+  const [messages, tools] = [JSON.parse(chat.messages), chat.tools === null ? undefined : JSON.parse(chat.tools)]
+  // Records need no fields without a value, such as `refusal: null`.
+  const calls = Object.entries(rest).filter(([, value]) => value !== null && value !== undefined)
+  const said = { role, content: content ?? '', ...Object.fromEntries(calls) }
+  const record =
+    method === 'kto'
+      ? { prompt: messages, completion: [said], label: rating === 'good', tools }
+      : { messages: [...messages, said], tools }
+  return `${JSON.stringify(record)}\n`
 }
 
-const wire = ({ answer, metadata }: CompletionEntry) => ({ ...answer, metadata })
-
-/**
- * Records of the completions that a server has stored in its folder of training, as lines of JSON.
- *
- * @param folder the folder of `lowrank serve --train`
- * @throws FileError if there is no such folder
- *
- * @example
- * import { storedRows } from 'lowrank/server'
- *
- * const rows = await storedRows('jobs', { metadata: { rating: 'good' } })
- */
-export async function storedRows(folder: string, choice: StoredChoice): Promise<string> {
-  const completions = await Completions.open(
-    folder,
-    { maxStored: 0, maxStoredBytes: 0 },
-    {
-      isOurs: false,
-      onError: console.error,
-    },
-  )
-  return completions.rows(SERVER, choice)
+export async function insertChat(rows: Rows, { id, owner, created_at, ...chat }: Chat): Promise<void> {
+  const [messages, answer, metadata] = [chat.messages, chat.answer, chat.metadata].map((part) => JSON.stringify(part))
+  const tools = chat.tools === undefined ? null : JSON.stringify(chat.tools)
+  const bytes = [messages, answer, metadata, tools ?? ''].reduce((sum, text) => sum + Buffer.byteLength(text), 0)
+  const { model } = chat.answer
+  const row = { id, owner, created_at, model, bytes, messages, tools, answer, metadata }
+  const { seq } = await rows.insertInto('chats').values(row).returning('seq').executeTakeFirstOrThrow()
+  await setLabels(rows, 'chats', { seq, owner }, chat.metadata, model)
+  await addToSum(rows, owner, 'chats', 1, bytes)
 }
+
+/** Returns how many chats were deleted. */
+async function removeChats(rows: Rows, chats: readonly Row<'chats'>[]): Promise<number> {
+  if (chats.length === 0) return 0
+  const seqs = chats.map(({ seq }) => seq)
+  await rows.deleteFrom('chats').where('seq', 'in', seqs).execute()
+  await removeLabels(rows, 'chats', seqs)
+  for (const { owner, bytes } of chats) await addToSum(rows, owner, 'chats', -1, -bytes)
+  return chats.length
+}
+
+const wire = ({ answer, metadata }: Row<'chats'>) => ({ ...JSON.parse(answer), metadata: JSON.parse(metadata) })

@@ -1,10 +1,11 @@
-// Files that callers upload, and files with the results of jobs.
+// Files that callers upload, and files with the results of jobs. A content is whole before its row is there.
 
-import { link, open, stat } from 'node:fs/promises'
+import { createHash } from 'node:crypto'
+import { constants } from 'node:fs'
+import { copyFile, link, mkdir, open } from 'node:fs/promises'
 import path from 'node:path'
-import { openFile, textLines } from '../../../api/node/parts.js'
+import { codeOf, openFile, removeWritten, textLines, WholeOutput, withFileErrors } from '../../../api/node/parts.js'
 import { closing } from '../../../core/base/bytes.js'
-import { FileError } from '../../../core/base/errors.js'
 import { isObject, jsonIn } from '../../../core/base/options.js'
 import { seconds } from '../../adapters.js'
 import { checkFields } from '../../fields.js'
@@ -12,23 +13,20 @@ import { HttpError, invalid } from '../../http.js'
 import type { Caller } from '../../keys.js'
 import { fileStream } from '../../node/streams.js'
 import type { Call } from '../../route.js'
+import { newId, PRIVATE, PRIVATE_FOLDER, writePrivate } from '../../store/node/private.js'
+import { pageOfRows } from '../../store/pages.js'
+import { addToSum, requireRow, type Store, sumOf } from '../../store/store.js'
+import type { Row, Rows } from '../../store/tables.js'
 import { FILE_FIELDS } from '../fields.js'
-import { pageOf } from '../lists.js'
 import { readForm, type Write } from './multipart.js'
-import { newId, PRIVATE, Store, type Stored, type StoreOptions } from './store.js'
 
-export interface FileEntry extends Stored {
-  readonly bytes: number
-  readonly filename: string
-  readonly purpose: 'fine-tune' | 'fine-tune-results'
-}
+export type FileEntry = Row<'files'>
 
 export interface FileLimits {
   readonly maxFileBytes: number
   readonly maxOwnerBytes: number
   /** Seconds that a file stays at most. */
   readonly maxAge: number
-  readonly onError: StoreOptions['onError']
 }
 
 /** The properties of a file that are known before its content arrives. */
@@ -42,43 +40,64 @@ interface Life {
 const MAX_NAME = 255
 
 /** The ending tells the trainer how to read it. */
-const CONTENT = 'content.jsonl'
+export const CONTENT = 'content.jsonl'
+
+/** Files that are removed at a time. */
+const BATCH = 100
 
 export class Files {
-  private constructor(
-    private readonly files: Store<FileEntry>,
+  constructor(
+    private readonly store: Store,
     private readonly limits: FileLimits,
   ) {}
 
-  static async open(folder: string, limits: FileLimits): Promise<Files> {
-    const { maxAge, onError } = limits
-    const files = await Store.open<FileEntry>(folder, 'files', { maxAge, onError })
-    for (const file of files.all()) await checkSize(path.join(files.folderOf(file), CONTENT), file.bytes).catch(onError)
-    return new Files(files, limits)
-  }
-
   /** Removes files that have expired. */
-  sweep(): Promise<void> {
-    return this.files.sweep()
+  async sweep(): Promise<void> {
+    const oldest = Math.max(0, seconds() - this.limits.maxAge)
+    for (;;) {
+      const all = this.store.rows.selectFrom('files').selectAll().limit(BATCH)
+      const old = await all
+        .where(({ eb, or }) => or([eb('created_at', '<', oldest), eb('expires_at', '<', seconds())]))
+        .execute()
+      for (const file of old) await this.#remove(file)
+      if (old.length < BATCH) return
+    }
   }
 
-  get(id: string, caller: Caller, param?: string, status?: number): FileEntry {
-    return this.files.get(id, caller, param, status)
+  async get(id: string, caller: Caller, param?: string, status?: number): Promise<FileEntry> {
+    const [found] = await this.store.rows.selectFrom('files').selectAll().where('id', '=', id).execute()
+    return requireRow(found && this.#isThere(found) ? found : undefined, caller, 'file', id, param, status)
   }
 
-  retrieve({ id, caller }: Pick<Call, 'id' | 'caller'>): object {
-    return wireFile(this.get(id, caller))
+  #isThere({ created_at, expires_at }: FileEntry): boolean {
+    return Math.min(expires_at ?? Number.POSITIVE_INFINITY, created_at + this.limits.maxAge) >= seconds()
   }
 
-  /** Links a file to a second place, where it stays if the file is deleted. */
-  async keep(file: FileEntry, to: string): Promise<void> {
-    await link(path.join(this.files.folderOf(file), CONTENT), to)
+  #folderOf(id: string): string {
+    return path.join(this.store.folder, 'files', id)
   }
 
-  list({ request, caller }: Call): object {
+  async retrieve({ id, caller }: Pick<Call, 'id' | 'caller'>): Promise<object> {
+    return wireFile(await this.get(id, caller))
+  }
+
+  /** Links a file to a second place, where it stays if the file is deleted. Copies it if it cannot be linked. */
+  async keep({ id }: FileEntry, to: string): Promise<void> {
+    const content = path.join(this.#folderOf(id), CONTENT)
+    await link(content, to).catch((error) => {
+      if (!['EXDEV', 'EPERM', 'ENOSYS', 'ENOTSUP', 'EMLINK'].includes(codeOf(error) ?? '')) throw error
+      return copyFile(content, to, constants.COPYFILE_EXCL)
+    })
+  }
+
+  list({ request, caller }: Call): Promise<object> {
     const purpose = new URL(request.url).searchParams.get('purpose')
-    const files = this.files.of(caller).filter((file) => purpose === null || file.purpose === purpose)
-    return pageOf(files.map(wireFile), request, { most: 10_000 })
+    const oldest = Math.max(0, seconds() - this.limits.maxAge)
+    const young = this.store.rows.selectFrom('files').selectAll().where('created_at', '>=', oldest)
+    const there = young.where(({ eb, or }) => or([eb('expires_at', 'is', null), eb('expires_at', '>=', seconds())]))
+    const own = caller.isAdmin ? there : there.where('owner', '=', caller.name)
+    const from = purpose === null ? own : own.where('purpose', '=', purpose as FileEntry['purpose'])
+    return pageOfRows(this.store, { request, from, most: 10_000 }, wireFile)
   }
 
   create(call: Call): Promise<object> {
@@ -99,68 +118,110 @@ export class Files {
     })
   }
 
-  async write(id: string, owner: string, filename: string, purpose: FileEntry['purpose'], text: string): Promise<void> {
-    await this.files.write(id, CONTENT, text)
-    await this.files.put({ id, owner, created_at: seconds(), bytes: Buffer.byteLength(text), filename, purpose })
+  /** Writes the content of a file that the server makes. `insertFile` adds its row. */
+  async write(id: string, text: string): Promise<Pick<FileEntry, 'bytes' | 'digest'>> {
+    await mkdir(this.#folderOf(id), PRIVATE_FOLDER)
+    await writePrivate(path.join(this.#folderOf(id), CONTENT), text)
+    return { bytes: Buffer.byteLength(text), digest: createHash('sha256').update(text).digest('hex') }
   }
 
   async createFrom({ caller }: Call, text: string): Promise<object> {
     if (text === '') throw invalid('lowrank', 'no stored completion fits')
-    this.#requireRoom(this.#owned(caller.name) + Buffer.byteLength(text))
-    const id = newId('file-')
-    await this.write(id, caller.name, 'stored.jsonl', 'fine-tune', text)
-    return this.retrieve({ id, caller })
+    await this.#requireRoom(this.store.rows, caller.name, Buffer.byteLength(text))
+    return this.#made(async (id) => {
+      const about = { id, owner: caller.name, created_at: seconds(), filename: 'stored.jsonl', expires_at: null }
+      return { ...about, purpose: 'fine-tune', ...(await this.write(id, text)) }
+    })
   }
 
   async content({ id, caller }: Call): Promise<Response> {
-    const file = this.get(id, caller)
-    const content = await open(path.join(this.files.folderOf(file), CONTENT))
+    const file = await this.get(id, caller)
+    const place = path.join(this.#folderOf(id), CONTENT)
+    const content = await withFileErrors(place, 'cannot be read', () => open(place))
     return new Response(fileStream(content, file.bytes), {
       headers: { 'content-type': 'application/octet-stream', 'content-length': String(file.bytes) },
     })
   }
 
   async remove({ id, caller }: Call): Promise<object> {
-    await this.files.remove(this.get(id, caller))
+    await this.#remove(await this.get(id, caller))
     return { id, object: 'file', deleted: true }
   }
 
+  async #remove({ id, owner, bytes }: FileEntry): Promise<void> {
+    const place = `files/${id}`
+    await this.store.write(async (rows) => {
+      const { numDeletedRows } = await rows.deleteFrom('files').where('id', '=', id).executeTakeFirst()
+      if (numDeletedRows === 0n) return
+      await addToSum(rows, owner, 'files', -1, -bytes)
+      await begin(rows, place)
+    })
+    await this.#clear(place)
+  }
+
+  /** Removes what is no file any more, or never was. */
+  async #clear(place: string): Promise<void> {
+    await removeWritten(path.join(this.store.folder, place), (name) => name === CONTENT)
+    await this.store.write((rows) => end(rows, place))
+  }
+
   /** Makes a file of what `fill` writes, or leaves nothing of it. */
-  async #receive(owner: string, most: number, fill: (write: Write) => Promise<About>) {
-    const id = newId('file-')
-    const place = path.join(await this.files.makeFolder(id), CONTENT)
-    const owned = this.#owned(owner)
-    let bytes = 0
-    try {
-      const content = await open(place, 'wx', PRIVATE.mode)
+  #receive(owner: string, most: number, fill: (write: Write) => Promise<About>) {
+    return this.#made(async (id) => {
+      const output = await WholeOutput.begin(path.join(this.#folderOf(id), CONTENT))
+      const { bytes: owned } = await sumOf(this.store.rows, owner, 'files')
+      const hash = createHash('sha256')
+      let bytes = 0
+      const content = await open(output.made, 'wx', PRIVATE.mode)
       const write = async (piece: Uint8Array) => {
         bytes += piece.length
         if (bytes > most) throw new HttpError(413, `file: larger than ${most} bytes`, { param: 'file' })
-        this.#requireRoom(owned + bytes)
+        this.#requireBytes(owned + bytes)
+        hash.update(piece)
         await content.writeFile(piece)
       }
       const { life, ...about } = await fill(write)
-        .finally(() => content.sync())
         .finally(() => content.close())
-      await checkLines(place)
-      // Other files may have come meanwhile.
-      this.#requireRoom(this.#owned(owner) + bytes)
+        .catch(async (error) => {
+          await output.close()
+          throw error
+        })
+      await checkLines(output.made)
+        .then(() => output.publish())
+        .finally(() => output.close())
       const created_at = seconds()
-      const expiry = life === undefined ? {} : { expires_at: created_at + life }
-      const file: FileEntry = { id, created_at, ...about, ...expiry, bytes, purpose: 'fine-tune' }
-      await this.files.put(file)
+      const expires_at = life === undefined ? null : created_at + life
+      return { id, created_at, ...about, expires_at, bytes, purpose: 'fine-tune', digest: hash.digest('hex') }
+    })
+  }
+
+  /** Adds the row of a file whose content `make` writes. */
+  async #made(make: (id: string) => Promise<Omit<FileEntry, 'seq'>>): Promise<object> {
+    const id = newId('file-')
+    const place = `files/${id}`
+    await this.store.write((rows) => begin(rows, place))
+    try {
+      await mkdir(this.#folderOf(id), PRIVATE_FOLDER)
+      const file = await make(id)
+      await this.store.write(async (rows) => {
+        // Other files may have come meanwhile.
+        await this.#requireRoom(rows, file.owner, file.bytes)
+        await insertFile(rows, file)
+        await end(rows, place)
+      })
       return wireFile(file)
     } catch (error) {
-      await this.files.remove({ id })
-      throw error
+      // Otherwise it goes at the next start.
+      await this.#clear(place).catch(() => {})
+      throw isNoRoom(error) ? new HttpError(507, 'The disk of the server is full', { code: 'disk_full' }) : error
     }
   }
 
-  #owned(owner: string): number {
-    return this.files.all().reduce((sum, file) => sum + (file.owner === owner ? file.bytes : 0), 0)
+  async #requireRoom(rows: Rows, owner: string, bytes: number): Promise<void> {
+    this.#requireBytes((await sumOf(rows, owner, 'files')).bytes + bytes)
   }
 
-  #requireRoom(bytes: number): void {
+  #requireBytes(bytes: number): void {
     const { maxOwnerBytes } = this.limits
     if (bytes <= maxOwnerBytes) return
     const details = { type: 'rate_limit_error', code: 'storage_full' }
@@ -168,16 +229,35 @@ export class Files {
   }
 }
 
-function wireFile({ id, bytes, created_at, filename, purpose, expires_at }: FileEntry) {
-  const about = { id, object: 'file', bytes, created_at, filename, purpose, status: 'processed' }
-  return { ...about, ...(expires_at !== undefined && { expires_at }) }
+export const isNoRoom = (error: unknown): boolean =>
+  ['ENOSPC', 'EDQUOT'].includes(codeOf(error) ?? codeOf((error as Error | undefined)?.cause) ?? '')
+
+/** Says that a folder is not finished yet, or is about to be removed. */
+export async function begin(rows: Rows, place: string): Promise<void> {
+  await rows
+    .insertInto('unfinished')
+    .values({ place })
+    .onConflict((conflict) => conflict.doNothing())
+    .execute()
 }
 
-/** @throws FileError if something damaged the file */
-async function checkSize(file: string, bytes: number): Promise<void> {
-  const found = await stat(file).catch(() => undefined)
-  if (found?.isFile() && found.size === bytes) return
-  throw new FileError({ where: file, what: `damaged: not a file of ${bytes} bytes; it stays as it is` })
+export async function end(rows: Rows, place: string): Promise<void> {
+  await rows.deleteFrom('unfinished').where('place', '=', place).execute()
+}
+
+/** Adds a file, unless it is there already. */
+export async function insertFile(rows: Rows, file: Omit<FileEntry, 'seq'>): Promise<void> {
+  const added = rows
+    .insertInto('files')
+    .values(file)
+    .onConflict((conflict) => conflict.column('id').doNothing())
+  const { numInsertedOrUpdatedRows } = await added.executeTakeFirst()
+  if (numInsertedOrUpdatedRows === 1n) await addToSum(rows, file.owner, 'files', 1, file.bytes)
+}
+
+function wireFile({ id, bytes, created_at, filename, purpose, expires_at }: Omit<FileEntry, 'seq'>) {
+  const about = { id, object: 'file', bytes, created_at, filename, purpose, status: 'processed' }
+  return { ...about, ...(expires_at !== null && { expires_at }) }
 }
 
 async function checkLines(file: string): Promise<void> {

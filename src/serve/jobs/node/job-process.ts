@@ -5,30 +5,17 @@ import { createHash } from 'node:crypto'
 import { existsSync, linkSync, mkdirSync, readFileSync, renameSync, rmSync } from 'node:fs'
 import { setPriority } from 'node:os'
 import path from 'node:path'
+import { RUN_FILES, removeWritten, type TrainingNeeds, trainingNeeds } from '../../../api/node/parts.js'
 import { evaluate, type TrainOptions, type TrainRun, train } from '../../../api/node.js'
-import { withTraining } from '../../../api/open-run.js'
 import { ConfigError, DataError, FileError, LowrankError, messageOf } from '../../../core/base/errors.js'
 import { jsonIn } from '../../../core/base/options.js'
-import { removeWritten } from '../../../files/io/node/whole-output.js'
-import { trainingMemory } from '../../../model/memory.js'
-import { RUN_FILES } from '../../../train/saved/run-folder.js'
-import { startRun } from '../../../train/start-run.js'
 import { type Judged, MAX_INVALID, STOP_MS } from '../job.js'
 import { stepsOf } from './results.js'
-import type { Checked, JobSettings } from './settings.js'
-
-interface MemoryUse {
-  readonly graph: string
-  readonly weights: number
-  /** Bytes of weights that are copied for faster products. */
-  readonly copies: number
-  /** Bytes for each record of a batch. */
-  readonly perRecord: number
-}
+import type { JobSettings } from './settings.js'
 
 /** A message from the job's process to the server. */
 export type Message =
-  | ({ kind: 'checked'; memory: MemoryUse; adapterBytes: number } & Checked)
+  | ({ kind: 'checked' } & TrainingNeeds)
   | { kind: 'invalid'; problems: readonly { readonly file: string; readonly message: string }[] }
   | {
       kind: 'step'
@@ -111,20 +98,7 @@ async function check(): Promise<void> {
     if (problems.length === MAX_INVALID) throw ENOUGH
   }
   const on = { warning: (message: string) => void warn(message) }
-  const found = await withTraining({ ...settings, on }, async (opened, around) => {
-    const run = await startRun(opened, { ...around, onInvalid })
-    const { model, open, longest: sequence, copiedBytes, adapter, records } = run
-    const needs = [0, open.rowsOfExample ?? 1].map((batch) =>
-      trainingMemory(model, { batch, sequence, lowMemory: false }),
-    )
-    const [{ weights, total }, one] = needs
-    return {
-      memory: { graph: model.onnxPath, weights, copies: Math.min(weights, copiedBytes), perRecord: one.total - total },
-      adapterBytes: 4 * adapter.totalTrainableParams(),
-      records: records.kept.rows - records.kept.skippedRecords,
-      learningRate: run.settings.learningRate,
-    }
-  }).catch((error: unknown) => {
+  const found = await trainingNeeds({ ...settings, on }, onInvalid).catch((error: unknown) => {
     if (error instanceof DataError && problems.length === 0) onInvalid(error)
     if (problems.length === 0) throw error
     return undefined

@@ -5,9 +5,9 @@ import { once } from 'node:events'
 import { createWriteStream } from 'node:fs'
 import path from 'node:path'
 import { Turns } from '../../../core/base/turns.js'
+import { PRIVATE } from '../../store/node/private.js'
 import { STOP_MS } from '../job.js'
 import type { Message, Order } from './job-process.js'
-import { PRIVATE } from './store.js'
 
 const PROGRAM = new URL('./job-process.js', import.meta.url)
 

@@ -1,6 +1,7 @@
 // The options of `train` that a job comes to.
 
 import path from 'node:path'
+import type { TrainingNeeds } from '../../../api/node/parts.js'
 import type { TrainOptions } from '../../../api/node.js'
 import type { Gate, Hyperparameters, Job } from '../job.js'
 
@@ -16,11 +17,6 @@ export interface JobSettings extends Omit<TrainOptions, 'model' | 'data' | 'eval
 /** How every job trains. `graderModels` says what answers for the models that graders name. */
 export type Base = Pick<JobSettings, 'model' | 'dtype' | 'threads' | 'chatTemplate' | 'termsRead'> &
   Required<Pick<JobSettings, 'graderModels'>>
-
-export interface Checked {
-  readonly records: number
-  readonly learningRate: number
-}
 
 const TASKS = { supervised: 'causal-lm', dpo: 'dpo', reinforcement: 'grpo' } as const
 /** Texts for each prompt of `reinforcement`, times `compute_multiplier`. */
@@ -49,7 +45,11 @@ export function settingsOf(job: Job, folder: string, { graderModels, ...base }: 
 }
 
 /** Sets all numbers, after the files are checked. */
-export function resolve(settings: JobSettings, given: Hyperparameters, { records, learningRate }: Checked) {
+export function resolve(
+  settings: JobSettings,
+  given: Hyperparameters,
+  { records, learningRate }: Pick<TrainingNeeds, 'records' | 'learningRate'>,
+) {
   const { n_epochs = 'auto', batch_size = 'auto', learning_rate_multiplier = 'auto', beta, compute_multiplier } = given
   const { gradientAccumulation = 1, taskOptions, evalData, task } = settings
   const or = (value: 'auto' | number, chosen: number) => (value === 'auto' ? chosen : value)
