@@ -13,16 +13,23 @@ import { type Caller, SERVER } from './keys.js'
  */
 export type ResolveAdapter = (name: string, asked: { readonly mayDownload: boolean }) => Promise<Source | undefined>
 
+/** Where the name of a model of a job, or of an alias, leads. */
+export interface Tuned {
+  /** The model that an alias stands for, which may be any; else the name itself. */
+  readonly target: string
+  /** The place of the model, or undefined if it does not exist for this caller, or is none of a job. */
+  readonly source: string | undefined
+  /** True if a job made the model, also after it was deleted. */
+  readonly isMade: boolean
+  readonly isAlias?: boolean
+}
+
 /** Models that this server's jobs made, and aliases. Each caller knows of some of them. */
 export interface TunedModels {
-  /** The model that an alias stands for; any other name as it is. */
-  target(name: string): string
-  /** True for names of models that jobs made, also after they were deleted, and for aliases. */
-  has(name: string): boolean
-  /** Returns the place of a model, or undefined if it does not exist for this caller. */
-  source(name: string, caller: Caller): Source | undefined
+  /** Finds those of the names that models of jobs and aliases have. */
+  find(names: readonly string[], caller: Caller): Promise<ReadonlyMap<string, Tuned>>
   /** Lists the models that a caller may use, with the times of their creation in seconds since 1970. */
-  list(caller: Caller): readonly { readonly name: string; readonly created: number }[]
+  list(caller: Caller): Promise<readonly { readonly name: string; readonly created: number }[]>
 }
 
 interface Served {
@@ -64,39 +71,46 @@ export class AdapterRegistry {
   }
 
   /** All models, or the model that a path names. */
-  list(named: string, caller: Caller): object {
+  async list(named: string, caller: Caller): Promise<object> {
     const { names, tuned } = this.options
     const card = (id: string, root: string, parent: string | null, created: number) => {
       return { id, object: 'model', created, owned_by: 'lowrank', root, parent }
     }
-    const adapters = [...this.#served.values()].filter(({ name }) => !tuned?.has(name))
+    const ofJobs = await this.#tuned(this.loaded, caller)
+    const adapters = [...this.#served.values()].filter(({ name }) => !ofJobs.has(name))
     const { aliases } = this.options
     const given = Object.keys(aliases).filter((name) => !names.includes(name) && !this.#served.has(name))
     const data = [
       ...given.map((name) => card(name, aliases[name], names[0], this.#createdAt)),
       ...names.map((name) => card(name, names[0], null, this.#createdAt)),
       ...adapters.map(({ name, root, created }) => card(name, root, names[0], created)),
-      ...(tuned?.list(caller) ?? []).map(({ name, created }) => card(name, name, names[0], created)),
+      ...((await tuned?.list(caller)) ?? []).map(({ name, created }) => card(name, name, names[0], created)),
     ]
     if (named === '') return { object: 'list', data }
     const found = data.find(({ id }) => id === named)
     if (found !== undefined) return found
-    throw this.#unknown(named, 'model', caller)
+    throw await this.#unknown(named, 'model', caller)
+  }
+
+  async #tuned(names: readonly string[], caller: Caller): Promise<ReadonlyMap<string, Tuned>> {
+    return (await this.options.tuned?.find(names, caller)) ?? new Map()
   }
 
   get loaded(): readonly string[] {
     return [...this.#served.keys()]
   }
 
-  /** False for models that jobs of others made. */
-  isKnownTo(caller: Caller, name: string): boolean {
-    const { tuned } = this.options
-    return !tuned?.has(name) || tuned.target(name) !== name || tuned.source(name, caller) !== undefined
+  /** Those of the names that are not of models which jobs of others made. */
+  async knownTo(caller: Caller, names: readonly string[]): Promise<readonly string[]> {
+    const ofJobs = await this.#tuned(names, caller)
+    return names.filter((name) => {
+      const tuned = ofJobs.get(name)
+      return tuned === undefined || tuned.isAlias || tuned.source !== undefined
+    })
   }
 
-  #unknown(name: string, param: string, caller: Caller): HttpError {
-    const known = this.loaded.filter((served) => this.isKnownTo(caller, served))
-    return unknownModel(name, param, [...this.options.names, ...known])
+  async #unknown(name: string, param: string, caller: Caller): Promise<HttpError> {
+    return unknownModel(name, param, [...this.options.names, ...(await this.knownTo(caller, this.loaded))])
   }
 
   /** `model` is a name or `base:name`, `adapter` is a mix. For admins, names that are not loaded are looked for too. */
@@ -131,7 +145,9 @@ export class AdapterRegistry {
     }
     const given = (model as string | undefined) ?? names[0]
     const asked = Object.hasOwn(this.options.aliases, given) ? this.options.aliases[given] : given
-    if (names.includes(this.options.tuned?.target(asked) ?? asked)) return { adapter: null, names: [], end }
+    if (names.includes(asked)) return { adapter: null, names: [], end }
+    const alias = (await this.#tuned([asked], caller)).get(asked)
+    if (alias !== undefined && names.includes(alias.target)) return { adapter: null, names: [], end }
     const prefix = names.map((base) => `${base}:`).find((start) => asked.startsWith(start)) ?? ''
     const name = this.#served.has(asked) ? asked : asked.slice(prefix.length)
     const served = await take(name, 'model')
@@ -141,19 +157,24 @@ export class AdapterRegistry {
   async load(name: string, path: string): Promise<void> {
     const { resolve } = this.options
     if (resolve === undefined) throw notAllowed()
-    this.#requireFree(name)
+    await this.#requireFree(name)
     const source = await resolve(path, { mayDownload: true }).catch(shownError)
     if (source === undefined) throw new HttpError(404, `There is no adapter ${path} here`, { param: 'lora_path' })
     // Another request may have taken the name while the source was looked for.
-    this.#requireFree(name)
+    await this.#requireFree(name)
+    if (this.#isServed(name)) throw alreadyLoaded(name)
     const { hubId, commit } = source as { readonly hubId?: string; readonly commit?: string }
     await this.#load(name, source, commit === undefined ? path : `${hubId}@${commit}`)
   }
 
-  isFree(name: string): boolean {
-    const { names, tuned, aliases } = this.options
-    if (Object.hasOwn(aliases, name)) return false
-    return !names.includes(name) && !this.#served.has(name) && !this.#loading.has(name) && !tuned?.has(name)
+  async isFree(name: string): Promise<boolean> {
+    const { names, aliases } = this.options
+    if (names.includes(name) || Object.hasOwn(aliases, name)) return false
+    return !(await this.#tuned([name], SERVER)).has(name) && !this.#isServed(name)
+  }
+
+  #isServed(name: string): boolean {
+    return this.#served.has(name) || this.#loading.has(name)
   }
 
   /** True if a request for this name would be answered. */
@@ -168,9 +189,8 @@ export class AdapterRegistry {
     }
   }
 
-  #requireFree(name: string): void {
-    if (this.isFree(name)) return
-    throw new HttpError(400, `The adapter ${JSON.stringify(name)} is loaded already`, { param: 'lora_name' })
+  async #requireFree(name: string): Promise<void> {
+    if (!(await this.isFree(name))) throw alreadyLoaded(name)
   }
 
   async unload(name: string): Promise<void> {
@@ -198,15 +218,14 @@ export class AdapterRegistry {
   }
 
   async #find(asked: string, param: string, caller: Caller): Promise<Served> {
-    const { tuned } = this.options
-    const name = tuned?.target(asked) ?? asked
-    const made = tuned?.has(name) ? tuned.source(name, asked === name ? caller : SERVER) : undefined
-    if (made === undefined && tuned?.has(name)) throw this.#unknown(asked, param, caller)
+    const tuned = (await this.#tuned([asked], caller)).get(asked)
+    const { target: name = asked, source: made } = tuned ?? {}
+    if (made === undefined && tuned?.isMade) throw await this.#unknown(asked, param, caller)
     const served = (await this.#loading.get(name)?.served) ?? this.#served.get(name)
     if (served !== undefined) return served
     const isSought = caller.isAdmin && !name.includes(',')
     const source = made ?? (isSought ? await this.options.resolve?.(name, { mayDownload: false }) : undefined)
-    if (source === undefined) throw this.#unknown(asked, param, caller)
+    if (source === undefined) throw await this.#unknown(asked, param, caller)
     // Another request may have loaded it while the source was looked for, under this name or by another way to it.
     const place = placeOf(source)
     const isIt = (known: { readonly place: string | undefined }) => place !== undefined && known.place === place
@@ -227,10 +246,10 @@ export class AdapterRegistry {
 
   async #loadNow(name: string, source: Source, root: string): Promise<Served> {
     const key = this.session.adapters.includes(name) ? `${name}#${++this.#loads}` : name
-    await this.session.add(key, source).catch((error) => {
+    await this.session.add(key, source).catch(async (error) => {
       // Callers learn no paths of the server, but the log names the damaged file.
       const what = `its model cannot be loaded: ${messageOf(error)}`
-      if (this.options.tuned?.has(name))
+      if ((await this.#tuned([name], SERVER)).has(name))
         this.options.onError(new FileError({ where: String(source), what, cause: error }))
       shownError(error)
     })
@@ -262,6 +281,10 @@ function shownError(error: unknown): never {
 
 export function seconds(): number {
   return Math.floor(Date.now() / 1000)
+}
+
+function alreadyLoaded(name: string): HttpError {
+  return new HttpError(400, `The adapter ${JSON.stringify(name)} is loaded already`, { param: 'lora_name' })
 }
 
 function notAllowed(): HttpError {

@@ -1,7 +1,8 @@
 // Takes requests to their routes: refuses strangers, finds the caller, reads the body, and keeps count of what runs.
 
 import { Inbox } from './bodies/inbox.js'
-import { checkFields } from './fields.js'
+import { ANSWERING, checkFields } from './fields.js'
+import { OLLAMA } from './forms/ollama.js'
 import { wireOf } from './forms/wire.js'
 import { errorResponse, HttpError } from './http.js'
 import { callerOf, requireRight } from './keys.js'
@@ -57,9 +58,12 @@ export class Dispatcher {
     }
     const answering = this.#answer(call, pathname, path)
     this.#answering.add(answering)
-    const response = await answering.catch((error) =>
+    const answered = await answering.catch((error) =>
       errorResponse(this.serving.told(error, request.signal), wireOf(request)),
     )
+    // What a file's content is read from is closed.
+    if (method === 'HEAD') await answered.body?.cancel()
+    const response = method === 'HEAD' ? new Response(null, answered) : answered
     this.#answering.delete(answering)
     entry.status ||= response.status
     this.serving.metrics.answered(entry.route, response.status)
@@ -91,7 +95,7 @@ export class Dispatcher {
     const caller = callerOf(request, this.serving.options.apiKeys)
     if (caller?.name) entry.key = caller.name
     const methods = Object.hasOwn(ROUTES, path) ? ROUTES[path] : undefined
-    const asked = request.method as Method
+    const asked = (request.method === 'HEAD' ? 'GET' : request.method) as Method
     const route = methods !== undefined && Object.hasOwn(methods, asked) ? methods[asked] : undefined
     // A caller without a key must not learn which routes exist.
     const [anyRoute] = Object.values(methods ?? {})
@@ -105,11 +109,16 @@ export class Dispatcher {
     if (asked === 'GET') return route.answer(this.serving, call)
     if (this.serving.isStopping) throw stopping()
     if (route.fields === undefined) return route.answer(this.serving, call)
-    const body = await this.#inbox.json({ request, caller: caller! }, this.#maxBodyBytes)
+    // Ollama's clients send JSON by any type. Pages of others are refused by their origin.
+    const isTyped = wireOf(request) !== OLLAMA
+    const body = await this.#inbox.json({ request, caller: caller! }, this.#maxBodyBytes, isTyped)
     const isOwn = () => this.serving.registry.has((body as { model: string }).model, caller!)
     const forwarded = await this.serving.upstreams.answer(call, body, isOwn)
     if (forwarded !== undefined) return forwarded
-    return route.answer(this.serving, Object.assign(call, { fields: checkFields(body, route.fields) }))
+    const given = checkFields(body, route.fields)
+    const isAnswer = route.fields.model === ANSWERING
+    const fields = isAnswer ? { ...given, model: await this.serving.meant(given.model, caller!) } : given
+    return route.answer(this.serving, Object.assign(call, { fields }))
   }
 
   /** Refuses requests that a page sends unasked: by another host name, or from another origin. */

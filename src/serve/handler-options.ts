@@ -24,6 +24,17 @@ export interface HandlerOptions extends UpstreamOptions {
    * @help a name under which the base is served, such as gpt-4o-mini. Default: the model's name
    */
   servedModelName?: string | readonly string[] | undefined
+  /**
+   * The base or an adapter that answers requests for the models of others, so that code runs unchanged. The answer
+   * names it. Default: such names get status 404.
+   * @flag NAME
+   */
+  defaultModel?: string | undefined
+  /**
+   * The names that `defaultModel` answers; `*` stands for any text, and `[0-9]` for a digit. Names that begin with
+   * `ft:` are never among them. Default: those of OpenAI's and Anthropic's models.
+   */
+  defaultModelFor?: readonly string[] | undefined
   /** Text of a chat template (Jinja). Default: the adapter's, else the one in the model's folder. */
   chatTemplate?: string | undefined
   /** The keys: callers must send one of them. Texts are keys without a name. Default: none is needed. */
@@ -67,7 +78,7 @@ export interface HandlerOptions extends UpstreamOptions {
    */
   maxQueue?: number | undefined
   /**
-   * The most new tokens that a request may ask for. Default: the model's context.
+   * The most new tokens of an answer, also if a request asks for more. Default: the model's context.
    * @range an integer of at least 1
    */
   maxTokens?: number | undefined

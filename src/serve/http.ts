@@ -1,6 +1,5 @@
 // Parts that all routes share: errors and streams of events.
 
-import { NO_ROOM } from '../api/parts/entry.js'
 import { LowrankError } from '../core/base/errors.js'
 
 export class HttpError extends Error {
@@ -8,6 +7,8 @@ export class HttpError extends Error {
   readonly param: string | null
   readonly code: string | null
   readonly retryAfter: number | undefined
+  /** False if the same request would fail again. Clients of OpenAI then do not repeat it. */
+  readonly mayRetry: boolean
 
   constructor(
     readonly status: number,
@@ -19,6 +20,7 @@ export class HttpError extends Error {
     this.param = details.param ?? null
     this.code = details.code ?? null
     this.retryAfter = details.retryAfter
+    this.mayRetry = status !== 507
   }
 }
 
@@ -28,7 +30,7 @@ export function invalid(param: string, what: string, code?: string): HttpError {
 }
 
 /** Kinds of errors that a caller can cause. */
-const OF_CALLERS = new Set(['CONFIG', 'DATA', 'MISMATCH', 'UNSUPPORTED', 'FORMAT', 'SHAPE', 'NUMERIC'])
+const OF_CALLERS = new Set(['CONFIG', 'DATA', 'MISMATCH', 'UNSUPPORTED', 'FORMAT', 'SHAPE', 'NUMERIC', 'CONTEXT'])
 
 /** Absolute paths, of Windows too. What stands before a slash tells addresses and routes such as a/b apart. */
 const PATHS = /(?<![\w:/\\.])(?:[A-Za-z]:)?[\\/](?:[^\s:'"`,;()\\/]+[\\/])+(?=[^\s\\/])/g
@@ -45,7 +47,7 @@ export function httpError(error: unknown, shown: (text: string) => string): Http
     const status = OF_CALLERS.has(error.code) ? 400 : error.code === 'STATE' ? 503 : 500
     if (status === 500) return new HttpError(500, 'The server failed. Its log says why.')
     const param = error.where === 'ONNX model' ? 'model' : shown(error.where ?? '') || undefined
-    const code = error.what.startsWith(NO_ROOM) ? 'context_length_exceeded' : undefined
+    const code = error.code === 'CONTEXT' ? 'context_length_exceeded' : undefined
     return new HttpError(status, shown(error.message), { param: status === 400 ? param : undefined, code })
   }
   return new HttpError(500, 'The server failed. Its log says why.')
@@ -55,6 +57,8 @@ export function httpError(error: unknown, shown: (text: string) => string): Http
 export interface WireForm {
   error(error: HttpError): object
   readonly lastLine?: string
+  /** True if each event of a stream is a line of JSON. Such streams have no comments. */
+  readonly isLines?: boolean
 }
 
 export const OPENAI: WireForm = {
@@ -64,6 +68,7 @@ export const OPENAI: WireForm = {
 
 export function errorResponse(error: HttpError, form: WireForm): Response {
   const headers: Record<string, string> = {}
+  if (!error.mayRetry) headers['x-should-retry'] = 'false'
   if (error.retryAfter !== undefined) headers['retry-after'] = String(error.retryAfter)
   return Response.json(form.error(error), { status: error.status, headers })
 }
@@ -84,14 +89,14 @@ const HEADERS_MS = 500
 const COMMENT_MS = 10_000
 
 /**
- * Server-sent events. An error before the first event is thrown, unless the headers have gone out: they go out after
- * half a second. Later errors are events. Until the first event, comments keep the connection open.
+ * Server-sent events, or lines of JSON. An error before the first event is thrown, unless the headers have gone out:
+ * they go out after half a second. Later errors are events. Until the first event, comments keep the connection open.
  *
  * @param ended aborts with the request: its caller left, or its time is over
  */
 export async function eventStream(
   write: (events: Events, signal: AbortSignal) => Promise<void>,
-  { error: inForm, lastLine = '' }: WireForm,
+  { error: inForm, lastLine = '', isLines = false }: WireForm,
   onError: (error: unknown, left: AbortSignal) => HttpError,
   ended: AbortSignal,
   { headersMs = HEADERS_MS, commentMs = COMMENT_MS } = {},
@@ -128,7 +133,7 @@ export async function eventStream(
     let hasBegun = false
     const comment = () => {
       hasBegun = true
-      put(': waiting\n\n')
+      if (!isLines) put(': waiting\n\n')
       begin()
     }
     const headers = setTimeout(comment, headersMs)
@@ -140,7 +145,8 @@ export async function eventStream(
     const send = (event: { readonly type?: string }) => {
       stopComments()
       hasBegun = true
-      put(`${event.type ? `event: ${event.type}\n` : ''}data: ${JSON.stringify(event)}\n\n`)
+      const json = JSON.stringify(event)
+      put(isLines ? `${json}\n` : `${event.type ? `event: ${event.type}\n` : ''}data: ${json}\n\n`)
       begin()
     }
     const end = () => {
@@ -157,5 +163,6 @@ export async function eventStream(
       end()
     })
   })
-  return new Response(body, { headers: { 'content-type': 'text/event-stream', 'cache-control': 'no-cache' } })
+  const type = isLines ? 'application/x-ndjson' : 'text/event-stream'
+  return new Response(body, { headers: { 'content-type': type, 'cache-control': 'no-cache' } })
 }

@@ -2,6 +2,7 @@
 // text would stop the server.
 
 import type { Model, Prompt } from '../api/index.js'
+import { contextError } from '../core/base/errors.js'
 import type { TextRequest } from './forms/form.js'
 import { type HttpError, invalid } from './http.js'
 
@@ -21,7 +22,7 @@ export function checkTexts(texts: readonly string[], param: string): void {
   for (const text of texts) checkWords(text, param)
 }
 
-/** @throws HttpError for prompts with words that are too long, and with more tokens than the context */
+/** @throws HttpError for prompts with words that are too long, ContextError for more tokens than the context */
 export async function checkPrompts(model: Model, { prompts, options }: TextRequest): Promise<void> {
   const tools = options.tools === undefined ? [] : [JSON.stringify(options.tools)]
   for (const prompt of prompts) {
@@ -38,14 +39,14 @@ function textsOf(prompt: Prompt): string[] {
   return prompt.map((message) => JSON.stringify(message))
 }
 
-/** Returns a lower bound of the text's tokens: 0 for a short text. Throws HttpError as soon as it exceeds `budget`. */
+/** Returns a lower bound of the text's tokens: 0 for a short text. Throws ContextError once it exceeds `budget`. */
 async function tokensOf(text: string, budget: number, { tokenizer, contextLength }: Model): Promise<number> {
   if (tokenizer === undefined || text.length <= TURN) return 0
   let tokens = 0
   for (let at = 0; at < text.length; at += TURN) {
     const { length } = tokenizer.encode(text.slice(at, at + TURN), { specialTokens: false })
     tokens += Math.max(0, length - PER_CUT)
-    if (tokens > budget) throw tooLong(`it has more tokens than the context (${contextLength})`, 'prompt')
+    if (tokens > budget) throw contextError(contextLength!, 'more in the prompt')
     await new Promise((resolve) => setTimeout(resolve))
   }
   return tokens

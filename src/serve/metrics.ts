@@ -66,6 +66,11 @@ export class Metrics {
     this.#changedAt = Date.now() / 1000
   }
 
+  /** Adapters for which requests wait. */
+  get waiting(): readonly string[] {
+    return [...this.#waiting.keys()]
+  }
+
   text({ running, waiting, tokens, mostTokens, adapters, maxAdapters, shows }: ServerState): string {
     const list = (names: Iterable<string>) =>
       [...names]

@@ -37,6 +37,10 @@ export interface Call {
   readonly id: string
   /** Reads the body. */
   readonly inbox: Inbox
+  /** True if the caller asked to store the answer, and it could not be stored. */
+  isLost?: boolean
+  /** True if a text breaks its schema by what texts are not kept to. */
+  isBroken?: boolean
   /** Settles at the end of a stream. */
   done?: Promise<unknown>
 }

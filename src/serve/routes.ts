@@ -8,8 +8,14 @@ import {
   DETOKENIZE_FIELDS,
   EMBEDDING_FIELDS,
   type FieldTable,
+  INPUT_TOKENS_FIELDS,
   LOAD_FIELDS,
   MESSAGE_FIELDS,
+  OLLAMA_CHAT_FIELDS,
+  OLLAMA_EMBED_FIELDS,
+  OLLAMA_EMBEDDINGS_FIELDS,
+  OLLAMA_NAME_FIELDS,
+  OLLAMA_TEXT_FIELDS,
   RERANK_FIELDS,
   RESPONSE_FIELDS,
   SCORE_FIELDS,
@@ -17,17 +23,26 @@ import {
   UNLOAD_FIELDS,
 } from './fields.js'
 import { MESSAGES } from './forms/anthropic.js'
-import { CHAT } from './forms/chat.js'
 import { COMPLETIONS } from './forms/completions.js'
-import { RESPONSES } from './forms/responses.js'
 import { ALIAS_FIELDS, JOB_FIELDS, METADATA_FIELDS } from './jobs/fields.js'
 import type { Right } from './keys.js'
 import type { Call, Method } from './route.js'
 import { ofJobs } from './routes/jobs.js'
 import { listAliases, listModels, loadAdapter, unloadAdapter } from './routes/models.js'
-import { classification, embeddings, readingsBy, reranking, scoring } from './routes/readings.js'
+import {
+  loadedModels,
+  ollamaChat,
+  ollamaText,
+  ollamaVectors,
+  ollamaVersion,
+  pull,
+  show,
+  tags,
+} from './routes/ollama.js'
+import { classification, embeddings, readingsBy, rerankingOf, scoring } from './routes/readings.js'
+import { countInput, keptResponse, removeResponse, respond } from './routes/responses.js'
 import { health, metrics, page, ready, version } from './routes/state.js'
-import { textsIn } from './routes/texts.js'
+import { chats, textsIn } from './routes/texts.js'
 import { countTokens, detokenize, tokenize } from './routes/tokens.js'
 import type { Serving } from './serving.js'
 
@@ -76,7 +91,7 @@ export const ROUTES: Readonly<Record<string, Readonly<Partial<Record<Method, Rou
   '/v1/fine_tuning/jobs/*': getJobs(({ queue }, call) => queue.get(call)),
   '/v1/chat/completions': {
     ...getJobs(({ completions }, call) => completions.list(call)),
-    ...post(CHAT_FIELDS, textsIn(CHAT)),
+    ...post(CHAT_FIELDS, chats),
   },
   '/v1/chat/completions/*/messages': getJobs(({ completions }, call) => completions.messages(call)),
   '/v1/chat/completions/*': {
@@ -100,16 +115,28 @@ export const ROUTES: Readonly<Record<string, Readonly<Partial<Record<Method, Rou
   '/metrics': get(metrics),
   '/v1/models': models,
   '/v1/completions': post(COMPLETION_FIELDS, textsIn(COMPLETIONS)),
-  '/v1/responses': post(RESPONSE_FIELDS, textsIn(RESPONSES)),
+  '/v1/responses': post(RESPONSE_FIELDS, respond),
+  '/v1/responses/input_tokens': post(INPUT_TOKENS_FIELDS, countInput),
+  '/v1/responses/*': { ...get(keptResponse), DELETE: { right: 'key', answer: removeResponse } },
   '/v1/messages': post(MESSAGE_FIELDS, textsIn(MESSAGES)),
   '/v1/messages/count_tokens': post(COUNT_FIELDS, countTokens),
   '/tokenize': post(TOKENIZE_FIELDS, tokenize),
   '/detokenize': post(DETOKENIZE_FIELDS, detokenize),
-  '/v1/rerank': post(RERANK_FIELDS, readingsBy(reranking)),
+  '/v1/rerank': post(RERANK_FIELDS, readingsBy(rerankingOf(1))),
+  '/v2/rerank': post(RERANK_FIELDS, readingsBy(rerankingOf(2))),
   '/v1/score': post(SCORE_FIELDS, readingsBy(scoring)),
   '/v1/embeddings': post(EMBEDDING_FIELDS, readingsBy(embeddings)),
   '/v1/classify': labels,
   '/classify': labels,
+  '/api/chat': post(OLLAMA_CHAT_FIELDS, ollamaChat),
+  '/api/generate': post(OLLAMA_TEXT_FIELDS, ollamaText),
+  '/api/embed': post(OLLAMA_EMBED_FIELDS, ollamaVectors(true)),
+  '/api/embeddings': post(OLLAMA_EMBEDDINGS_FIELDS, ollamaVectors(false)),
+  '/api/show': post(OLLAMA_NAME_FIELDS, show),
+  '/api/pull': post(OLLAMA_NAME_FIELDS, pull),
+  '/api/tags': get(tags),
+  '/api/ps': get(loadedModels),
+  '/api/version': get(ollamaVersion),
   '/v1/load_lora_adapter': post(LOAD_FIELDS, loadAdapter, 'admin'),
   '/v1/unload_lora_adapter': post(UNLOAD_FIELDS, unloadAdapter, 'admin'),
 }

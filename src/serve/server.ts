@@ -9,6 +9,7 @@
 //   serving.ts                      what all routes share: the session, its adapters, the queue, the counts
 //   upstream/                       servers that are asked instead of this one
 //   jobs/                           fine-tuning and files
+//   store/                          the database in which jobs, files, chats and names are
 
 /** @module lowrank/server */
 

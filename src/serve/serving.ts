@@ -6,6 +6,8 @@ import { Gate } from './gate.js'
 import type { HandlerOptions } from './handler-options.js'
 import { HttpError, httpError, withoutPaths } from './http.js'
 import type { Jobs } from './jobs/training.js'
+import { KeptResponses } from './kept-responses.js'
+import type { Caller } from './keys.js'
 import { Metrics } from './metrics.js'
 import type { Call } from './route.js'
 import { Upstreams } from './upstream/upstreams.js'
@@ -13,10 +15,21 @@ import { Upstreams } from './upstream/upstreams.js'
 /** New tokens of an answer if neither the model nor the server has a limit. */
 const TOKENS_WITHOUT_CONTEXT = 4096
 
+/** Names of OpenAI's and Anthropic's models. */
+const OTHERS = ['gpt-*', 'o[0-9]*', 'chatgpt-*', 'claude-*', 'text-embedding-*']
+
+function fits(pattern: string, name: string): boolean {
+  const source = pattern.replaceAll(/\[0-9\]|[.*+?^${}()|[\]\\]/g, (part) => {
+    return part === '*' ? '.*' : part === '[0-9]' ? '\\d' : `\\${part}`
+  })
+  return new RegExp(`^${source}$`, 's').test(name)
+}
+
 export class Serving {
   readonly registry: AdapterRegistry
   readonly upstreams: Upstreams
   readonly gate: Gate
+  readonly responses = new KeptResponses()
   readonly metrics = new Metrics()
   readonly maxAdapters: number
   /** The most new tokens of an answer. */
@@ -43,6 +56,7 @@ export class Serving {
       ...{ names, resolve, maxAdapters, onError, tuned: jobs?.models, aliases: this.upstreams.names },
     })
     jobs?.models.attach(this.registry)
+
     this.gate = new Gate(maxRunning, maxQueue)
     this.maxTokens = options.maxTokens ?? session.model.contextLength ?? TOKENS_WITHOUT_CONTEXT
   }
@@ -61,6 +75,14 @@ export class Serving {
   /** The name under which a request knows the model. */
   modelOf({ fields }: Call): string {
     return (fields.model as string | undefined) ?? this.names[0]
+  }
+
+  /** The name of the model that answers a request for this one: `defaultModel` for those of others. */
+  async meant(asked: unknown, caller: Caller): Promise<unknown> {
+    const { defaultModel, defaultModelFor = OTHERS } = this.options
+    if (defaultModel === undefined || typeof asked !== 'string' || asked.startsWith('ft:')) return asked
+    if (!defaultModelFor.some((pattern) => fits(pattern, asked))) return asked
+    return (await this.registry.has(asked, caller)) ? asked : defaultModel
   }
 
   /** Waits for a place. */

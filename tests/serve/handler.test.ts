@@ -336,7 +336,8 @@ describe('bad requests', () => {
     [{ ...QUICK, temprature: 1 }, 'temprature', /Did you mean temperature/],
     [{ ...QUICK, frequency_penalty: 3 }, 'frequency_penalty', /in \[-2, 2\]/],
     [{ ...QUICK, best_of: 2 }, 'best_of', /nothing else/],
-    [{ ...QUICK, max_tokens: 1e6 }, 'max_tokens', /At most 256/],
+    [{ ...QUICK, temperature: 3 }, 'temperature', /in \[0, 2\]/],
+    [{ ...QUICK, verbositty: 'low' }, 'verbositty', /no such option$/],
     [{ ...QUICK, max_tokens: -1 }, 'max_tokens', /at least 0/],
     [{ max_tokens: 4 }, 'prompt', /missing/],
     [{ ...QUICK, prompt: [] }, 'prompt', /empty/],
@@ -357,7 +358,7 @@ describe('bad requests', () => {
     [
       {
         messages: [{ role: 'user', content: 'a' }],
-        response_format: { type: 'json_schema', json_schema: { name: 'x', schema: { not: {} } } },
+        response_format: { type: 'json_schema', json_schema: { name: 'x', strict: true, schema: { not: {} } } },
       },
       'schema.not',
     ],
@@ -388,8 +389,8 @@ describe('bad requests', () => {
   })
 
   it.each([
-    [{ input: 'a', previous_response_id: 'x' }, 'previous_response_id'],
-    [{ input: 'a', store: true }, 'store'],
+    [{ input: 'a', conversation: 'conv_1' }, 'conversation'],
+    [{ input: 'a', temperature: 3 }, 'temperature'],
     [{ input: 'a', text: { format: { type: 'xml' } } }, 'text'],
     [{ input: [{ type: 'computer_call' }] }, 'input[0]'],
     [{ input: [{ role: 'user', content: [null] }] }, 'input[0].content[0]'],

@@ -196,6 +196,14 @@ it('documents are ranked, and pairs scored, by the label of a model that has one
   const { results } = await (await ask(one, '/v1/rerank', { query: 'a good day', documents })).json()
   const order = [0, 1, 2].sort((a, b) => wanted[b] - wanted[a])
   expect(results.map(({ index }: { index: number }) => index)).toEqual(order)
+  // Cohere's clients send documents as objects too, and read the same list without texts.
+  const objects = { query: 'a good day', documents: documents.map((text) => ({ text })), top_n: 2 }
+  const second = await (await ask(one, '/v2/rerank', objects)).json()
+  expect(second.results).toEqual(
+    results.slice(0, 2).map(({ index, relevance_score }: Record<string, number>) => ({ index, relevance_score })),
+  )
+  expect(second.meta).toMatchObject({ api_version: { version: '2' }, billed_units: { search_units: 1 } })
+  expect((await ask(one, '/v2/rerank', { ...objects, documents: [{ body: 'x' }] })).status).toBe(400)
   const labelled = await (await ask(all, '/classify', { input: documents })).json()
   const labels = await all.session.classify(documents)
   labels.forEach(({ label }, index) => {

@@ -6,6 +6,7 @@ import { join } from 'node:path'
 import { loadModel, MemoryDirectory } from 'lowrank'
 import { createHandler } from 'lowrank/server'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { withKnownTools } from '../../src/model/text/calls/known-tools.js'
 import { parseChat } from '../../src/model/text/chat.js'
 import { loadChatTemplate } from '../../src/model/text/chat-template.js'
 import { enginesHere } from '../engines-here.js'
@@ -72,7 +73,9 @@ describe('a template that does not read tools', () => {
     const read = await tokens('b', READING, path, { messages, tools: [short] })
     expect([typeof without, read > without, read - without < 60]).toEqual(['number', true, true])
     // Hermes' message is longer than the model's context of 256 tokens.
-    expect(await tokens('c', PLAIN, path, { messages, tools: [short, TOOL, TOOL] })).toMatch(/fewer than 256 tokens/)
+    expect(await tokens('c', PLAIN, path, { messages, tools: [short, TOOL, TOOL] })).toMatch(
+      /^This model.s maximum context length is 256 tokens/,
+    )
     const response = {
       input: 'a',
       tools: [
@@ -80,6 +83,41 @@ describe('a template that does not read tools', () => {
         { type: 'function', name: 'tide', description: 'a'.repeat(600) },
       ],
     }
-    expect(await tokens('d', PLAIN, '/v1/responses', response)).toMatch(/fewer than 256 tokens/)
+    expect(await tokens('d', PLAIN, '/v1/responses', response)).toMatch(
+      /^This model.s maximum context length is 256 tokens/,
+    )
   })
+})
+
+it('checks tools against those that the model was trained with, and leaves them out of the prompt', async () => {
+  const known = [TOOL.function, { ...TOOL.function, name: 'wind' }]
+  const handler = await createHandler({ model: await modelWith('known', withKnownTools(READING, known)), on: {} })
+  const ask = async (body: object) => {
+    const request = new Request('http://localhost/v1/chat/completions', {
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body: JSON.stringify({ messages: [{ role: 'user', content: 'a' }], max_tokens: 2, ...body }),
+    })
+    const answer = await handler(request)
+    return { status: answer.status, body: await answer.json() }
+  }
+  const other = { type: 'function', function: { name: 'sail', parameters: { type: 'object' } } }
+  const changed = { type: 'function', function: { ...TOOL.function, parameters: { type: 'object', required: ['at'] } } }
+  expect(await ask({ tools: [other] })).toMatchObject({
+    status: 400,
+    body: { error: { message: expect.stringContaining('not trained with the function sail') } },
+  })
+  expect(await ask({ tools: [changed] })).toMatchObject({
+    status: 400,
+    body: { error: { message: expect.stringContaining('parameters of tide') } },
+  })
+  const plain = await ask({})
+  expect(plain.status).toBe(200)
+  for (const body of [{ tools: [TOOL] }, { tools: [TOOL], tool_choice: 'none' }]) {
+    expect(await ask(body)).toMatchObject({
+      status: 200,
+      body: { usage: { prompt_tokens: plain.body.usage.prompt_tokens } },
+    })
+  }
+  await handler.close()
 })

@@ -4,7 +4,7 @@ import type { AnswerPart } from '../../api/parts/entry.js'
 import { isObject, jsonIn, objectOf } from '../../core/base/options.js'
 import type { Fields } from '../fields.js'
 import { invalid, type WireForm } from '../http.js'
-import { chatRequest } from './chat.js'
+import { chatRequest, continued } from './chat.js'
 import { type AnswerWriter, type Asked, finishReason, type TextForm, type TextRequest } from './form.js'
 
 const ERROR_TYPES: Readonly<Record<number, string>> = {
@@ -40,6 +40,8 @@ export function anthropicModels(listed: Card | { readonly data: readonly Card[] 
 
 function messageRequest(fields: Fields, maxTokens: number): TextRequest {
   const { system, messages, max_tokens, stop_sequences: stop, tools, tool_choice: choice, ...others } = fields
+  const { thinking, output_config: output } = fields as { thinking?: Fields; output_config?: Fields }
+  const { schema } = (output?.format ?? {}) as { readonly schema?: object }
   const { type, name, disable_parallel_tool_use: isSingle } = (choice ?? { type: 'auto' }) as Fields
   const described = (tools as readonly Fields[] | undefined)?.map((tool) => {
     const { name: called, description, input_schema: parameters, strict } = tool
@@ -54,8 +56,14 @@ function messageRequest(fields: Fields, maxTokens: number): TextRequest {
     tools: described,
     tool_choice: type === 'any' ? 'required' : type === 'tool' ? { type: 'function', function: { name } } : type,
     parallel_tool_calls: isSingle !== true,
+    ...(schema && { response_format: { type: 'json_schema', json_schema: { schema } } }),
+    ...(thinking && { chat_template_kwargs: { enable_thinking: thinking.type !== 'disabled' } }),
+    reasoning_effort: output?.effort ?? undefined,
   }
-  return chatRequest(chat, maxTokens)
+  const request = continued(chatRequest(chat, maxTokens))
+  if (/\s$/.test(request.options.answerStart ?? ''))
+    throw invalid('messages', 'the beginning of the answer cannot end with white space')
+  return request
 }
 
 /** Returns one OpenAI message for each tool result, and one for everything else. */
@@ -66,9 +74,20 @@ function messagesOf({ role, content }: Fields, i: number): Fields[] {
   const results: Fields[] = []
   const parts: object[] = []
   const calls: object[] = []
+  let thoughts = ''
   for (const [k, block] of content.entries()) {
     const at = `${param}[${k}]`
-    const { type, text, source, id, name, input, tool_use_id: callId, content: result } = objectOf(block)
+    const {
+      type,
+      text,
+      source,
+      id,
+      name,
+      input,
+      tool_use_id: callId,
+      content: result,
+      thinking: thought,
+    } = objectOf(block)
     if (type === 'text') parts.push({ type: 'text', text })
     else if (type === 'image' && isObject(source) && source.type === 'base64') {
       parts.push({ type: 'image_url', image_url: { url: `data:${source.media_type};base64,${source.data}` } })
@@ -76,10 +95,15 @@ function messagesOf({ role, content }: Fields, i: number): Fields[] {
       calls.push({ id, type: 'function', function: { name, arguments: JSON.stringify(input ?? {}) } })
     } else if (type === 'tool_result') {
       results.push({ role: 'tool', tool_call_id: callId, content: result === undefined ? '' : textOf(result, at) })
-    } else throw invalid(at, `blocks of type ${type} are not read here`)
+    } else if (type === 'thinking') thoughts += thought
+    else if (type !== 'redacted_thinking') throw invalid(at, `blocks of type ${type} are not read here`)
   }
   const hasParts = parts.length > 0 || calls.length > 0
-  const rest = { role, content: parts.length > 0 ? parts : null, ...(calls.length > 0 && { tool_calls: calls }) }
+  const rest = {
+    ...{ role, content: parts.length > 0 ? parts : null },
+    ...(calls.length > 0 && { tool_calls: calls }),
+    ...(thoughts !== '' && { reasoning_content: thoughts }),
+  }
   return [...results, ...(hasParts ? [rest] : [])]
 }
 

@@ -26,13 +26,14 @@ export interface Echo {
 export function choicesWriter(
   form: ChoiceForm,
   { includesUsage }: TextRequest,
-  { model, readers, send }: Asked,
+  { model, fields, readers, send }: Asked,
   echoes?: () => Promise<Echo[]>,
 ): AnswerWriter {
   const created = seconds()
   const id = `${form.idPrefix}${crypto.randomUUID()}`
+  const tier = fields.service_tier !== undefined && { service_tier: 'default' }
   const chunk = (choices: object[], usage: object | null = null) =>
-    send?.({ id, object: form.chunkObject, created, model, choices, ...(includesUsage && { usage }) })
+    send?.({ id, object: form.chunkObject, created, model, ...tier, choices, ...(includesUsage && { usage }) })
   const begun = new Set<number>()
   return {
     add(index, parts, scores) {
@@ -54,7 +55,7 @@ export function choicesWriter(
       }
       if (includesUsage) chunk([], usage)
       const choices = results.map((result, i) => form.choice(i, result, readers[i], echoed?.[i]))
-      return { id, object: form.object, created, model, choices, usage }
+      return { id, object: form.object, created, model, ...tier, choices, usage }
     },
   }
 }

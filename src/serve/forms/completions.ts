@@ -4,7 +4,15 @@ import type { TokenPrompt } from '../../api/index.js'
 import type { Fields } from '../fields.js'
 import { HttpError, invalid } from '../http.js'
 import { type ChoiceForm, choicesWriter, type Echo } from './choices.js'
-import { type Asked, finishReason, sharedOptions, streaming, type TextForm, type TextRequest } from './form.js'
+import {
+  type Asked,
+  finishReason,
+  formatOf,
+  sharedOptions,
+  streaming,
+  type TextForm,
+  type TextRequest,
+} from './form.js'
 
 const COMPLETION_TOKENS = 16
 
@@ -23,6 +31,7 @@ function completionRequest(fields: Fields, maxTokens: number): TextRequest {
   return {
     prompts: list.map((text) => (typeof text === 'string' ? text : { ids: text })),
     tools: { choice: 'none', isParallel: true },
+    format: formatOf(fields),
     ...shared,
     options: { ...sharedOptions(fields, maxTokens, fields.max_tokens, COMPLETION_TOKENS), logprobs: scores },
   }

@@ -17,8 +17,16 @@ export interface TextRequest {
   readonly options: GenerateOptions
   readonly n: number
   readonly tools: ToolRequest
+  /** What texts must fit. */
+  readonly format: AnswerFormat | undefined
   readonly isStream: boolean
   readonly includesUsage: boolean
+}
+
+export interface AnswerFormat {
+  readonly schema: object
+  /** True if a keyword that texts cannot be kept to is an error. Otherwise finished texts are checked. */
+  readonly isStrict: boolean
 }
 
 export interface ToolRequest {
@@ -62,13 +70,10 @@ export interface Usage {
 /** @param tokens the field with the most new tokens; `fallback` counts if it is left out */
 export function sharedOptions(fields: Fields, maxTokens: number, tokens: unknown, fallback: number): GenerateOptions {
   const number = (name: string) => fields[name] as number | undefined
-  const asked = (tokens as number | undefined) ?? Math.min(fallback, maxTokens)
-  if (asked > maxTokens) {
-    throw new HttpError(400, `At most ${maxTokens} new tokens can be asked for, not ${asked}`, { param: 'max_tokens' })
-  }
+  // Clients ask for thousands of tokens, whatever the context is. An answer that is cut says so.
+  const most = Math.min((tokens as number | undefined) ?? fallback, maxTokens)
   return {
-    schema: schemaOf(fields.response_format as Fields | undefined),
-    maxNewTokens: Math.max(1, asked),
+    maxNewTokens: Math.max(1, most),
     stop: fields.stop as string | string[] | undefined,
     seed: number('seed'),
     temperature: number('temperature'),
@@ -90,9 +95,14 @@ function topKOf(topK: number | undefined): number | undefined {
   return topK === -1 || topK === 0 ? Number.POSITIVE_INFINITY : topK
 }
 
-function schemaOf(format: Fields | undefined): object | undefined {
-  if (format?.type === 'json_object') return { type: 'object' }
-  return format?.type === 'json_schema' ? (format.json_schema as { schema: object }).schema : undefined
+/** New tokens of JSON if the caller names no limit: a small model may go on with it for ever. */
+export const TOKENS_OF_JSON = 512
+
+export function formatOf({ response_format: format }: Fields): AnswerFormat | undefined {
+  const { type, json_schema: named } = (format ?? {}) as { type?: string; json_schema?: Fields }
+  if (type === 'json_object') return { schema: { type: 'object' }, isStrict: true }
+  if (type !== 'json_schema') return undefined
+  return { schema: named!.schema as object, isStrict: named!.strict === true }
 }
 
 export function streaming(fields: Fields): Pick<TextRequest, 'isStream' | 'includesUsage' | 'n'> {

@@ -1,4 +1,4 @@
-// /v1/responses, as Open Responses describes it: a text and calls of functions, whole or as events. Nothing is stored.
+// /v1/responses, as Open Responses describes it: a text and calls of functions, whole or as events.
 
 import type { GenerateResult, MessageOfParts } from '../../api/index.js'
 import { resolveSampling, type ToolCall } from '../../api/parts/entry.js'
@@ -6,20 +6,21 @@ import { isObject } from '../../core/base/options.js'
 import { seconds } from '../adapters.js'
 import type { Fields } from '../fields.js'
 import { invalid } from '../http.js'
-import { chatRequest } from './chat.js'
+import { chatRequest, chatScore } from './chat.js'
 import { type AnswerWriter, type Asked, finishReason, type TextForm, type TextRequest } from './form.js'
 
 /** Fields of a response → those of a chat. */
 function responseRequest(fields: Fields, maxTokens: number): TextRequest {
   const { input, instructions, tools, text, max_output_tokens: asked, tool_choice: choice, ...others } = fields
-  const items = typeof input === 'string' ? [{ role: 'user', content: input }] : (input as readonly Fields[])
-  const { format } = (text ?? {}) as { format?: Fields }
+  const { format, verbosity } = (text ?? {}) as { format?: Fields; verbosity?: string | null }
   const chat = {
     ...others,
-    messages: messagesOf(items),
+    messages: messagesOf(itemsOf(input)),
     tools: (tools as readonly Fields[] | undefined)?.map(({ type, ...described }) => ({ type, function: described })),
-    tool_choice: typeof choice === 'object' ? { type: 'function', function: choice } : choice,
+    tool_choice: typeof choice === 'object' ? chosen(choice as Fields) : choice,
     max_completion_tokens: asked,
+    verbosity: verbosity ?? undefined,
+    ...(hasScores(fields) && { logprobs: true }),
     response_format: format?.type === 'json_schema' ? { type: format.type, json_schema: format } : format,
   }
   const request = chatRequest(chat, maxTokens, 'input')
@@ -28,12 +29,29 @@ function responseRequest(fields: Fields, maxTokens: number): TextRequest {
   return { ...request, prompts: [[{ role: 'system', content: instructions as string }, ...messages]] }
 }
 
+function chosen({ mode, tools, ...named }: Fields): Fields {
+  if (named.type !== 'allowed_tools') return { type: 'function', function: named }
+  const allowed = (tools as readonly Fields[]).map((tool) => ({ type: 'function', function: tool }))
+  return { ...named, allowed_tools: { mode, tools: allowed } }
+}
+
+function hasScores({ top_logprobs: top, include }: Fields): boolean {
+  return (
+    top !== undefined || (include as readonly unknown[] | undefined)?.includes('message.output_text.logprobs') === true
+  )
+}
+
+export function itemsOf(input: unknown): readonly Fields[] {
+  return typeof input === 'string' ? [{ role: 'user', content: input }] : (input as readonly Fields[])
+}
+
 /** Items → messages. Consecutive calls become one message. */
 function messagesOf(items: readonly Fields[]): Fields[] {
   const messages: Fields[] = []
   let calls: object[] | undefined
   for (const [i, item] of items.entries()) {
     const { type = 'message', role, content, call_id: id, name, arguments: json, output } = item
+    if (type === 'reasoning') continue
     if (type === 'function_call') {
       if (calls === undefined) {
         calls = []
@@ -73,6 +91,7 @@ function responseWriter(
     top_p: topP,
     ...Object.fromEntries(Object.entries(fields).filter(([name]) => Object.hasOwn(ECHOED, name))),
     ...(fields.tools !== undefined && { tools: (fields.tools as object[]).map((tool) => ({ ...TOOL, ...tool })) }),
+    service_tier: 'default',
     id,
     object: 'response',
     created_at: created,
@@ -85,12 +104,20 @@ function responseWriter(
   })
   let sequence = 0
   const event = (type: string, more: object) => send?.({ type, sequence_number: sequence++, ...more })
-  const part = (text: string) => ({ type: 'output_text', text, annotations: [], logprobs: [] })
+  const part = (text: string, logprobs: readonly object[] = []) => ({
+    type: 'output_text',
+    text,
+    annotations: [],
+    logprobs,
+  })
   const message = (status: string, content: readonly object[]) => {
     return { type: 'message', id: messageId, status, role: 'assistant', content }
   }
   const place = { item_id: messageId, output_index: 0, content_index: 0 }
   const output: object[] = []
+  const all: object[] = []
+  // Scores of tokens whose text is still held back.
+  let waiting: object[] = []
   let isWriting = false
   let openCall: { readonly item_id: string; readonly output_index: number } | undefined
   let closedCalls = 0
@@ -99,9 +126,10 @@ function responseWriter(
   }
   const close = (status: string) => {
     if (isWriting) {
-      const item = message(status, [part(reader.content)])
-      event('response.output_text.done', { ...place, text: reader.content, logprobs: [] })
-      event('response.content_part.done', { ...place, part: part(reader.content) })
+      const written = part(reader.content, all)
+      const item = message(status, [written])
+      event('response.output_text.done', { ...place, text: reader.content, logprobs: all })
+      event('response.content_part.done', { ...place, part: written })
       event('response.output_item.done', { output_index: 0, item })
       output.push(item)
       isWriting = false
@@ -115,7 +143,10 @@ function responseWriter(
       openCall = undefined
     }
   }
-  const add: AnswerWriter['add'] = (_, parts) => {
+  const add: AnswerWriter['add'] = (_, parts, scores) => {
+    const scored = hasScores(fields) ? scores.map(chatScore) : []
+    all.push(...scored)
+    waiting.push(...scored)
     if (sequence === 0) {
       event('response.created', { response: resource('in_progress', []) })
       event('response.in_progress', { response: resource('in_progress', []) })
@@ -128,7 +159,8 @@ function responseWriter(
           event('response.content_part.added', { ...place, part: part('') })
         }
         isWriting = true
-        event('response.output_text.delta', { ...place, delta: written.text, logprobs: [] })
+        event('response.output_text.delta', { ...place, delta: written.text, logprobs: waiting })
+        waiting = []
       } else if (written.type === 'call') {
         close('completed')
         openCall = { item_id: `fc_${crypto.randomUUID()}`, output_index: output.length }
@@ -175,8 +207,7 @@ const ECHOED = {
   prompt_cache_key: null,
   reasoning: null,
   safety_identifier: null,
-  service_tier: 'default',
-  store: false,
+  store: true,
   text: { format: { type: 'text' } },
   tool_choice: 'auto',
   tools: [],

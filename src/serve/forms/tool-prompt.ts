@@ -1,7 +1,7 @@
 // What the calls of a request's tools must look like: a structural tag of xgrammar forces calls that are required, and
 // the arguments of tools that are `strict`.
 
-import { type CallForm, callStructure, checkedSchema } from '../../api/parts/entry.js'
+import { type CallForm, callStructure, checkKnownTools, heldSchema, noCalls } from '../../api/parts/entry.js'
 import { HttpError } from '../http.js'
 import type { TextRequest } from './form.js'
 
@@ -10,11 +10,20 @@ interface Tool {
 }
 
 /** The structural tag of the calls: https://xgrammar.mlc.ai/docs/tutorials/structural_tag.html */
-export function structureOf({ tools: { choice, isParallel }, options }: TextRequest, form: CallForm) {
-  const tools = options.tools as readonly Tool[]
+export function structureOf(
+  { tools: { choice, isParallel }, options, format }: TextRequest,
+  form: CallForm,
+  known: readonly object[] | undefined,
+) {
+  const { tools: offeredTools } = options
+  // An adapter that knows its functions may call them although none is offered.
+  if (offeredTools === undefined) return format === undefined ? noCalls(form) : undefined
+  const tools = offeredTools as readonly Tool[]
+  if (known !== undefined) checkKnownTools(known as never, tools, 'tools')
+  const isPart = known !== undefined && tools.length < known.length
   const isForced = choice === 'required' || typeof choice === 'object'
   // Schemas of the whole text say what it is like.
-  if (options.schema !== undefined || (!isForced && !tools.some((tool) => tool.function.strict === true)))
+  if (format !== undefined || (!isForced && !isPart && !tools.some((tool) => tool.function.strict === true)))
     return undefined
   const offered = typeof choice === 'object' ? tools.filter((tool) => tool.function.name === choice.name) : tools
   if (offered.length === 0) {
@@ -25,7 +34,8 @@ export function structureOf({ tools: { choice, isParallel }, options }: TextRequ
     const place = `tools[${tools.indexOf(tool)}].function.parameters`
     // Without `strict`, a call that is not forced may have any arguments.
     const isBound = parameters !== undefined && parameters !== null && (isForced || strict === true)
-    return { name, schema: isBound ? JSON.parse(checkedSchema(parameters as object, place)) : undefined }
+    const keep = strict === true ? 'all' : 'some'
+    return { name, schema: isBound ? heldSchema(parameters as object, place, keep, form.keywords).schema : undefined }
   })
   return callStructure(form, { functions, isForced, isSingle: !isParallel || typeof choice === 'object' })
 }

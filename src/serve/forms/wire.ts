@@ -2,7 +2,10 @@
 
 import { OPENAI, type WireForm } from '../http.js'
 import { ANTHROPIC } from './anthropic.js'
+import { OLLAMA } from './ollama.js'
 
 export function wireOf({ url, headers }: Request): WireForm {
-  return headers.has('anthropic-version') || new URL(url).pathname.startsWith('/v1/messages') ? ANTHROPIC : OPENAI
+  const { pathname } = new URL(url)
+  if (pathname.startsWith('/api/')) return OLLAMA
+  return headers.has('anthropic-version') || pathname.startsWith('/v1/messages') ? ANTHROPIC : OPENAI
 }

@@ -10,6 +10,8 @@ export const HANDLER_OPTIONS: OptionTable = {
   adapters: NAMED_ADAPTERS,
   session: OBJECT,
   servedModelName: anyOf(NAME, listOf(NAME)),
+  defaultModel: NAME,
+  defaultModelFor: listOf(NAME),
   chatTemplate: NAME,
   apiKeys: API_KEYS,
   hosts: listOf(NAME),
@@ -42,6 +44,8 @@ export const TRAINING_OPTIONS: OptionTable = {
   maxJobs: ranged('an integer of at least 1'),
   maxStored: ranged('an integer of at least 1'),
   maxStoredBytes: ranged('an integer of at least 1'),
+  storeRequired: BOOLEAN,
+  noBackup: BOOLEAN,
 }
 
 export const LISTEN_OPTIONS: OptionTable = {

@@ -6,17 +6,17 @@ import { wireOf } from '../forms/wire.js'
 import type { Call } from '../route.js'
 import { notTraining, type Serving } from '../serving.js'
 
-export function listModels({ registry }: Serving, { request, id, caller }: Call): Response {
-  const listed = registry.list(id, caller)
+export async function listModels({ registry }: Serving, { request, id, caller }: Call): Promise<Response> {
+  const listed = await registry.list(id, caller)
   return Response.json(wireOf(request) === ANTHROPIC ? anthropicModels(listed as never) : listed)
 }
 
 /** The operator's names, and those that requests have made. */
-export function listAliases({ upstreams, jobs }: Serving): Response {
+export async function listAliases({ upstreams, jobs }: Serving): Promise<Response> {
   const given = Object.entries(upstreams.names)
   if (jobs === undefined && given.length === 0) throw notTraining()
   const own = given.map(([name, model]) => ({ id: name, object: 'alias', name, model }))
-  return jsonResponse({ object: 'list', data: [...own, ...(jobs?.models.aliases() ?? [])], has_more: false })
+  return jsonResponse({ object: 'list', data: [...own, ...((await jobs?.models.aliases()) ?? [])], has_more: false })
 }
 
 export async function loadAdapter({ registry }: Serving, { fields }: Call): Promise<Response> {

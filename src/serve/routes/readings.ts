@@ -21,7 +21,11 @@ export function readingsBy(read: Read) {
     const { fields, request } = call
     const { input, query, documents, text_1, text_2 } = fields
     const param = ['input', 'documents', 'text_2'].find((name) => fields[name] !== undefined)!
-    checkTexts([input, query, documents, text_1, text_2].flat().filter((text) => text !== undefined) as string[], param)
+    const texts = [input, query, documents, text_1, text_2].flat().filter((text) => text !== undefined)
+    checkTexts(
+      texts.map((text) => (typeof text === 'string' ? text : (text as { text: string }).text)),
+      param,
+    )
     const { adapter, signal, leave } = await serving.enter(call, request.signal)
     try {
       return jsonResponse(await read(serving.session, fields, { adapter, model: serving.modelOf(call), signal }))
@@ -59,56 +63,54 @@ function base64Of(vector: Float32Array): string {
   return btoa(text)
 }
 
-/** Scores of pairs of texts: of a model with one label, or else the cosine of their vectors. */
-async function scorePairs(
-  session: AdapterSession,
-  pairs: readonly { text: string; textPair: string }[],
-  { adapter, signal }: { adapter: AdapterChoice; signal: AbortSignal },
-): Promise<number[]> {
-  try {
-    const results = await session.classify(pairs, { adapter: adapter as string | null, signal })
-    const hasMore = results.some(({ logits }) => logits.length > 1)
-    if (hasMore) throw invalid('model', 'it has several labels, and no score for a pair')
-    return results.map(({ logits: [logit] }) => 1 / (1 + Math.exp(-logit)))
-  } catch (error) {
-    if (!(error instanceof UnsupportedError)) throw error
-  }
-  const texts = [...new Set(pairs.flatMap(({ text, textPair }) => [text, textPair]))]
-  const vectors = await session.embed(texts, { adapter, signal })
-  const vectorOf = new Map(texts.map((text, i) => [text, vectors[i]]))
-  return pairs.map(({ text, textPair }) => {
-    const second = vectorOf.get(textPair)!
-    return vectorOf.get(text)!.reduce((sum, value, i) => sum + value * second[i], 0)
-  })
-}
-
 export const scoring: Read = async (session, { text_1, text_2 }, asked) => {
   const [firsts, others] = [text_1, text_2].map((given) => [given as string | string[]].flat())
   const isMatched = firsts.length === 1 || firsts.length === others.length
   if (!isMatched) throw invalid('text_1', 'one text, or as many as in text_2')
   const pairs = others.map((textPair, i) => ({ text: firsts[firsts.length === 1 ? 0 : i], textPair }))
-  const scores = await scorePairs(session, pairs, asked)
+  const { adapter, signal } = asked
+  const scores: number[] = Array(pairs.length)
+  for (const query of new Set(pairs.map(({ text }) => text))) {
+    const places = [...pairs.keys()].filter((i) => pairs[i].text === query)
+    const documents = places.map((i) => pairs[i].textPair)
+    for (const { index, score } of await ranked(session, query, documents, { adapter, signal })) {
+      scores[places[index]] = score
+    }
+  }
   const data = scores.map((score, index) => ({ index, object: 'score', score }))
   const usage = usageOf(session, [...firsts, ...others])
   return { id: `score-${crypto.randomUUID()}`, object: 'list', created: seconds(), model: asked.model, data, usage }
 }
 
-/** In the form of Cohere and Jina, as vLLM has it. */
-export const reranking: Read = async (session, { query, documents, top_n, return_documents }, asked) => {
-  const texts = documents as readonly string[]
-  const scores = await scorePairs(
-    session,
-    texts.map((textPair) => ({ text: query as string, textPair })),
-    asked,
-  )
-  const results = scores
-    .map((relevance_score, index) => {
-      return { index, ...(return_documents !== false && { document: { text: texts[index] } }), relevance_score }
+/** One answer with the fields of Cohere and of Jina, as vLLM has it. Cohere's second version returns no texts. */
+export const rerankingOf =
+  (version: 1 | 2): Read =>
+  async (session, { query, documents, top_n, return_documents = version === 1 }, { adapter, model, signal }) => {
+    const texts = (documents as readonly (string | { text: string })[]).map((document) =>
+      typeof document === 'string' ? document : document.text,
+    )
+    const topN = top_n as number | undefined
+    const best = await ranked(session, query as string, texts, { adapter, signal, topN })
+    const results = best.map(({ index, score: relevance_score }) => {
+      return { index, ...(return_documents === true && { document: { text: texts[index] } }), relevance_score }
     })
-    .sort((a, b) => b.relevance_score - a.relevance_score)
-    .slice(0, top_n as number | undefined)
-  const usage = usageOf(session, [query as string, ...texts])
-  return { id: `rerank-${crypto.randomUUID()}`, model: asked.model, results, usage }
+    const usage = usageOf(session, [query as string, ...texts])
+    const meta = { api_version: { version: String(version) }, billed_units: { search_units: 1 } }
+    return { id: `rerank-${crypto.randomUUID()}`, model, results, usage, meta }
+  }
+
+async function ranked(
+  session: AdapterSession,
+  query: string,
+  documents: readonly string[],
+  { adapter, ...options }: { adapter: AdapterChoice; signal: AbortSignal; topN?: number | undefined },
+) {
+  return session.rerank(query, documents, { ...options, adapter: adapter as string | null }).catch((error: unknown) => {
+    if (error instanceof UnsupportedError && error.where === 'model') {
+      throw invalid('model', 'it has several labels, and no score for a pair')
+    }
+    throw error
+  })
 }
 
 export const classification: Read = async (session, fields, { adapter, model, signal }) => {

@@ -27,19 +27,24 @@ export async function metricsText(serving: Serving, caller?: Caller): Promise<st
   const { session, gate, registry, maxAdapters } = serving
   // A session that is closing has no cache.
   const { tokens, mostTokens } = await session.cacheUse().catch(() => ({ tokens: 0, mostTokens: 0 }))
+  const known = caller && (await registry.knownTo(caller, [...registry.loaded, ...serving.metrics.waiting]))
   return serving.metrics.text({
     running: gate.running,
     waiting: gate.waiting.length,
     ...{ tokens, mostTokens, maxAdapters },
     adapters: registry.loaded,
-    shows: (name) => caller === undefined || registry.isKnownTo(caller, name),
+    shows: (name) => known === undefined || known.includes(name),
   })
 }
 
 /** A file of the page. The page loads nothing from elsewhere, and no other page may show it in a frame. */
 export function page({ options }: Serving, { request }: Call): Response {
+  const { pathname } = new URL(request.url)
+  const isPage = (request.headers.get('accept') ?? '').includes('text/html')
+  // Clients of Ollama look for this text. Whether a server is there, many ask by HEAD.
+  if (pathname === '/' && (request.method === 'HEAD' || !isPage)) return new Response('Ollama is running')
   if (options.page !== true) throw new HttpError(404, 'The page is off here', { code: 'not_found' })
-  const [type, text] = files[new URL(request.url).pathname as keyof typeof files]
+  const [type, text] = files[pathname as keyof typeof files]
   const headers = {
     'content-type': type,
     'content-security-policy': "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
