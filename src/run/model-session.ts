@@ -234,6 +234,12 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
   readonly embed = (async (texts: string | readonly string[], options?: EmbedOptions) =>
     (await import('./readings/embed.js')).embed(this.#whole, texts, options)) as AdapterSession['embed']
 
+  readonly calibrate: AdapterSession['calibrate'] = async (...given) =>
+    (await import('./readings/embed.js')).calibrate(this.#whole, ...given)
+
+  readonly rerank: AdapterSession['rerank'] = async (...given) =>
+    (await import('./readings/rerank.js')).rerank(this as unknown as AdapterSession, ...given)
+
   readonly tag = (async (texts: TextOrWords | readonly TextOrWords[], options?: TagOptions) =>
     (await import('./readings/tag.js')).tag(this.#whole, texts, options)) as AdapterSession['tag']
 
@@ -242,6 +248,15 @@ export class ModelSession<M extends SessionBase = SessionBase> implements Omit<A
 
   readonly score = (async (text: string | TokenPrompt, options?: ScoreOptions) =>
     (await import('./readings/score.js')).score(this.#whole, text, options)) as AdapterSession['score']
+
+  readonly call = (async (...given: Parameters<AdapterSession['call']>) =>
+    (await import('./readings/call.js')).call(
+      this.#whole as unknown as AdapterSession,
+      ...given,
+    )) as AdapterSession['call']
+
+  readonly knownTools = (async (options?: EncodeOptions) =>
+    (await import('./readings/prompt-facts.js')).knownTools(this.#whole, options)) as AdapterSession['knownTools']
 
   readonly toolForm = (async (options?: EncodeOptions) =>
     (await import('./readings/prompt-facts.js')).toolForm(this.#whole, options)) as AdapterSession['toolForm']

@@ -15,11 +15,28 @@ import type { ImageSource } from '../model/images/image.js'
 import type { ModuleMap } from '../model/match/linears.js'
 import type { Model } from '../model/model-folder.js'
 import type { ToolForm } from '../model/text/calls/call.js'
+import type { FunctionTool } from '../model/text/calls/growing-text.js'
 import type { MessageOfParts } from '../model/text/chat.js'
 import type { Feeds, RuntimeTensor, SessionOptions } from '../onnx/runtime/runtime.js'
 import type { AllowedKind } from './adapters/allowed.js'
 import type { AdapterChoice } from './adapters/choice.js'
+import type { CallAnswer, CallTools } from './calls.js'
 import type { SamplingOptions } from './generate/sampling.js'
+import type {
+  Classification,
+  ClassifyInput,
+  ClassifyOptions,
+  EmbedOptions,
+  QuantizedOptions,
+  Ranges,
+  RankedDocument,
+  RerankOptions,
+  Tagging,
+  TagOptions,
+  TextOrWords,
+} from './readings/options.js'
+
+export type * from './readings/options.js'
 
 /** The adapters of a session, and how the runtime opens it. */
 export interface AdapterSessionOptions
@@ -125,6 +142,10 @@ export interface ChatOptions {
    * they are written into the system message, in Hermes' form.
    */
   tools?: readonly object[] | undefined
+  /** The beginning of the answer to a chat, which the model goes on with. The text comes without it. Default: none. */
+  answerStart?: string | undefined
+  /** How the model writes calls. Default: the form that the chat template shows or names, else Hermes'. */
+  toolForm?: ToolForm | undefined
 }
 
 /** Options of `stream`. */
@@ -197,6 +218,19 @@ export interface EncodeOptions extends ChatOptions {
   adapter?: AdapterChoice | undefined
 }
 
+/** Options of `call`. The default temperature is 0. */
+export interface CallOptions<Tools extends CallTools>
+  extends Omit<StreamOptions, 'tools' | 'schema' | 'structure' | 'logprobs' | 'adapter'> {
+  /** One adapter: its name, or `{ name: weight, … }`; null is the base model alone. Default null. */
+  adapter?: AdapterChoice | undefined
+  /** The functions that may be called. Default: those that the adapter knows, from training with `toolsInAdapter`. */
+  tools?: Tools | undefined
+  /** `required`: the answer must be calls. Default `auto`. */
+  toolChoice?: 'auto' | 'required' | undefined
+  /** Keeps calls to the schemas of the functions. Needs the package @mlc-ai/web-xgrammar. Default false. */
+  strict?: boolean | undefined
+}
+
 /** Options of `score`. */
 export interface ScoreOptions {
   /** One adapter: its name, or `{ name: weight, … }`; null is the base model alone. Default null. */
@@ -246,124 +280,6 @@ export interface TokenScore {
   readonly logprob: number
   /** The most likely tokens of this step, the most likely first. */
   readonly top: readonly Omit<TokenScore, 'top'>[]
-}
-
-/** A text, or two texts that belong together, such as premise and hypothesis or question and answer. */
-export type TextOrPair = string | { readonly text: string; readonly textPair?: string | undefined }
-
-/** How many texts run together, and how long they may be. */
-export interface BatchOptions {
-  /**
-   * Longer texts are cut to this number of tokens. Default: the model's maximum.
-   * @range an integer of at least 1
-   */
-  maxLength?: number | undefined
-  /**
-   * Texts in one run.
-   * @range an integer of at least 1
-   * @default 8
-   */
-  batchSize?: number | undefined
-  /** Stops the call after the current run. The promise rejects with the signal's reason. */
-  signal?: SignalLike | undefined
-}
-
-/** Options of `embed`. */
-export interface EmbedOptions extends BatchOptions {
-  /** One adapter for all texts: its name, or `{ name: weight, … }`; null is the base model alone. Default null. */
-  adapter?: AdapterChoice | undefined
-  /** How the vectors of the tokens become one vector. Default: as 1_Pooling/config.json says, or else `mean`. */
-  pooling?: 'mean' | 'cls' | 'lasttoken' | undefined
-  /** What the texts are for: the prompt of queries or of documents is put before them. Default: the default prompt. */
-  inputType?: 'query' | 'document' | undefined
-  /** What is put before each text, in place of a prompt of the adapter or the model. */
-  prompt?: string | undefined
-  /**
-   * Scales vectors to length 1, so that their product is the cosine.
-   * @default true
-   */
-  normalize?: boolean | undefined
-  /**
-   * How many numbers of each vector are kept, for models that are trained for it (Matryoshka). Default: all.
-   * @range an integer of at least 1
-   */
-  dimensions?: number | undefined
-}
-
-/** An input of `classify`: a text or a pair of texts; for models that read pictures, a picture. */
-export type ClassifyInput = TextOrPair | ImageSource
-
-/** How texts or pictures are classified. */
-export interface ClassifyOptions extends TagOptions {
-  /**
-   * How many labels each result lists.
-   * @range an integer of at least 1
-   * @default 1
-   */
-  topK?: number | undefined
-}
-
-/** The labels of one text or picture. */
-export interface Classification {
-  /** The likeliest label. */
-  label: string
-  /**
-   * Its probability. If a text can have several labels, each label has its own probability. If the head gives numbers,
-   * `score` is the number.
-   */
-  score: number
-  /** The `topK` likeliest labels, best first. */
-  labels: { label: string; score: number }[]
-  /** Output of the head: one number for each label. */
-  logits: Float32Array
-  /** True if the text was longer than `maxLength` and was cut. */
-  isTruncated: boolean
-}
-
-/** A text, or its words one by one. */
-export type TextOrWords = string | { readonly words: readonly string[] }
-
-/** Options of `tag`. */
-export interface TagOptions extends BatchOptions {
-  /** Name of an adapter of the session; null is the base model alone. Default null. */
-  adapter?: string | null | undefined
-}
-
-/** A word and its tag. */
-export interface TaggedWord extends Pick<Entity, 'start' | 'end'> {
-  /** The word. */
-  text: string
-  /** The likeliest tag, such as B-PER or O. */
-  tag: string
-  /** Its probability. */
-  score: number
-}
-
-/** Consecutive words that belong together, such as a name. */
-export interface Entity {
-  /** Its kind: PER for words with the tags B-PER and I-PER. */
-  label: string
-  /** The part of the text. */
-  text: string
-  /** The index of its first character in the text. */
-  start: number
-  /** The index after its last character. */
-  end: number
-  /** The mean of the probabilities of the entity's words. */
-  score: number
-}
-
-/**
- * The tags and entities of one text. If the text was given as words, places count in these words with a space between
- * two of them.
- */
-export interface Tagging {
-  /** The entities that the tags spell, in the order of the text. */
-  entities: Entity[]
-  /** All words, except words that the tokenizer gives no token. */
-  words: TaggedWord[]
-  /** True if the text was longer than `maxLength` and was cut. */
-  isTruncated: boolean
 }
 
 /** A continued text. */
@@ -514,6 +430,23 @@ export interface AdapterSession {
   classify(inputs: readonly ClassifyInput[], options?: ClassifyOptions): Promise<Classification[]>
 
   /**
+   * Orders documents by how well they answer a question. A head with one label reads the question together with each
+   * document, and its score goes through a sigmoid, or stays as it is if the folder of sentence-transformers says so.
+   * Without such a head, the score is the cosine of the vectors.
+   *
+   * @returns the documents, the best first
+   * @throws UnsupportedError when the head has several labels, or the model gives no vectors; what `classify` and
+   *   `embed` throw
+   *
+   * @example
+   * const session = await openSession('tests/golden/text-classification/encoder')
+   * const ranked = await session.rerank('How was it?', ['It was calm.', 'A day.'])
+   * for (const { index, score } of ranked) console.log(index, score)
+   * await session.dispose()
+   */
+  rerank(query: string, documents: readonly string[], options?: RerankOptions): Promise<RankedDocument[]>
+
+  /**
    * Gives each word of a text a tag, and finds the entities that the tags spell, such as names. A text is cut into
    * words at spaces, and each punctuation mark is a word. To cut it in another way, give the words. The result of a
    * text does not depend on the other texts of the call.
@@ -549,8 +482,24 @@ export interface AdapterSession {
    * console.log(first.reduce((sum, value, i) => sum + value * second[i], 0)) // the cosine
    * await session.dispose()
    */
+  embed(text: string, options: QuantizedOptions): Promise<Int8Array | Uint8Array>
+  embed(texts: readonly string[], options: QuantizedOptions): Promise<(Int8Array | Uint8Array)[]>
   embed(text: string, options?: EmbedOptions): Promise<Float32Array>
   embed(texts: readonly string[], options?: EmbedOptions): Promise<Float32Array[]>
+
+  /**
+   * The least and the highest value of each number of the texts' vectors, for `embed` with `precision` int8 or uint8.
+   * Take a few hundred documents, and save the result beside the index.
+   *
+   * @throws what `embed` throws
+   *
+   * @example
+   * const session = await openSession('tests/golden/text-classification/encoder')
+   * const ranges = await session.calibrate(['The sea was calm.', 'a good day'])
+   * console.log(await session.embed('a day', { precision: 'int8', ranges }))
+   * await session.dispose()
+   */
+  calibrate(texts: readonly string[], options?: EmbedOptions): Promise<Ranges>
 
   /**
    * Gives the token ids that `generate` would read for a prompt. A chat goes through the chat template, with the tools.
@@ -578,11 +527,35 @@ export interface AdapterSession {
   score(text: string | TokenPrompt, options?: ScoreOptions): Promise<ReadToken[]>
 
   /**
+   * Asks for calls of functions, and checks them by their schemas. The types of the arguments follow from the schemas.
+   *
+   * @throws ConfigError without functions, or for a schema without JSON Schema; what `generate` throws
+   *
+   * @example
+   * const session = await openSession('models/union-3m')
+   * const tools = { ring: { parameters: { type: 'object', properties: { times: { type: 'integer' } } } } }
+   * const chatTemplate = '{{ messages[-1].content }}'
+   * const { calls, text, invalid } = await session.call([{ role: 'user', content: 'Ring!' }], { tools, chatTemplate })
+   * console.log(calls.length, invalid.length, text)
+   * await session.dispose()
+   */
+  call<const Tools extends CallTools>(
+    messages: readonly MessageOfParts[],
+    options?: CallOptions<Tools>,
+  ): Promise<CallAnswer<Tools>>
+
+  /**
    * How the model writes calls of tools: `hermes` is `<tool_call>{"name", "arguments"}</tool_call>`, `llama` is one
    * JSON object with `name` and `parameters`; {@link ToolForm} has the others. The chat template shows the form; if it
    * says nothing, the form is `hermes`.
    */
   toolForm(options?: EncodeOptions): Promise<ToolForm>
+
+  /**
+   * The functions that the adapter, or a merged model, was trained with by `toolsInAdapter`: prompts do not describe
+   * them. Undefined if prompts do.
+   */
+  knownTools(options?: EncodeOptions): Promise<readonly FunctionTool[] | undefined>
 
   /**
    * How many tokens are in the key-value caches of the running texts, and for how many `cacheBytes` has room: 0 if the

@@ -68,7 +68,8 @@ export interface Directory {
   /**
    * Opens a file. Throws FileError if it does not exist.
    *
-   * @param isInPlace whether a file on a server may stay there until the `fetch` of the source is called
+   * @param isInPlace true if a file on a server may stay there until the `fetch` of the source is called; false if it
+   *   is downloaded whole, even by a directory that otherwise reads ranges
    */
   open(path: string, isInPlace?: boolean): Promise<ByteSource>
   /**

@@ -20,6 +20,7 @@ export type ErrorCode =
   | 'DATA'
   | 'RUNTIME'
   | 'NUMERIC'
+  | 'CONTEXT'
 
 /** The parts of an error's message. */
 export interface ErrorDetails {
@@ -147,6 +148,18 @@ export class NumericError extends LowrankError {
   readonly code = 'NUMERIC'
 }
 
+/** A prompt that leaves no room for an answer. Its message begins as OpenAI's, because clients look for these words. */
+export class ContextError extends LowrankError {
+  override readonly name = 'ContextError'
+  readonly code = 'CONTEXT'
+}
+
+/** @param most the most tokens of a prompt. Default: all but one */
+export function contextError(contextLength: number, got: string, most = contextLength - 1): ContextError {
+  const what = `This model's maximum context length is ${contextLength} tokens`
+  return new ContextError({ what, expected: `a prompt of at most ${most}`, got })
+}
+
 /** Returns the message of something that was thrown, even if it is not an Error. */
 export function messageOf(cause: unknown): string {
   return cause instanceof Error ? cause.message : String(cause)
@@ -207,6 +220,7 @@ const CLASSES = {
   DATA: DataError,
   RUNTIME: RuntimeError,
   NUMERIC: NumericError,
+  CONTEXT: ContextError,
 } satisfies Record<ErrorCode, new (details: ErrorDetails) => LowrankError>
 
 export function deserializeError(error: SerializedError): Error {

@@ -36,6 +36,9 @@ metric_for_best_model | bestMetric
 resume_from_checkpoint | resume
 overwrite_output_dir | overwrite
 chat_template_path | chatTemplate
+peft_config lora_config | config
+reward_funcs | rewards
+response_format json_schema grammar | schema
 load_in_4bit | dtype
 export_size | maxShardSize
 max_tokens num_predict max_length | maxNewTokens
@@ -98,7 +101,7 @@ cache_dir | -- | set HF_HOME: the cache is Python's
 model_revision | -- | write it after the id: owner/name@revision
 trust_remote_code | -- | leave it out: no code of a model is run
 dry_run | --maxSteps | lowrank data checks the records without training; --max-steps 1 takes one step
-optim optimizer adam_beta1 adam_epsilon | --weightDecay | leave it out: the optimizer is AdamW with 0.9, 0.999 and 1e-8
+optim optimizer adam_beta1 adam_epsilon | weightDecay | leave it out: the optimizer is AdamW with 0.9, 0.999 and 1e-8
 logging_steps steps_per_report report_to wandb logging_dir | --maxSteps | every step is in metrics.jsonl of the run
 tensorboard run_name | --maxSteps | the curves of a run are in its report.html; its name is its --out
 save_strategy save_total_limit | --saveEvery | --save-every N: the newest state takes the place of the last
@@ -107,7 +110,12 @@ dataloader_num_workers preprocessing_num_workers remove_unused_columns | --data 
 group_by_length padding_free packing_strategy | --packing | batches have records of like lengths; --packing joins short ones
 attn_implementation torch_compile | -- | leave it out: the runtime chooses its own kernels
 neftune_noise_alpha | --dropout | there is no noise on embeddings; --dropout is against learning by heart
-num_beams | --temperature | there is no beam search; --temperature 0 takes the likeliest token
+num_beams do_sample | temperature | there is no beam search: a temperature of 0 takes the likeliest token, others draw
+n num_return_sequences | temperature | give the prompt as often as you want texts: each has a seed of its own
+callbacks stream on_token streamer | on | callbacks are in one option: on: { text } for new text, on: { step } for steps
+schema json_schema response_format | --prompt | in code, generate(prompt, { schema }) keeps to it; in lowrank serve, response_format
+prompt_file input_file | --prompt | --prompt "$(cat FILE)" takes a text from a file, --messages FILE a chat
+test test_file test_data | --data | lowrank evaluate measures an adapter on --data; a training measures --eval-data
 draft_model | --temperature | leave it out: no smaller model guesses ahead
 xtc_probability | --temperature | sampling has --temperature, --top-k, --top-p and --min-p
 ignore_chat_template | --raw | --raw continues a prompt as it is

@@ -3,6 +3,7 @@
 import { type Directory, readJson, readJsonIfThere, readText } from '../../core/base/bytes.js'
 import { ConfigError, FormatError } from '../../core/base/errors.js'
 import { objectOf } from '../../core/base/options.js'
+import type { ToolForm } from './calls/call.js'
 import { type ChatTemplate, DEFAULT_TEMPLATE, type TemplateSource } from './template.js'
 
 const OF_PROCESSOR = 'chat_template.json'
@@ -16,7 +17,26 @@ const SPECIAL_TOKENS = ['bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask'].map((n
  *
  * @throws ConfigError if `given` is neither
  */
-export async function loadChatTemplate(directory: Directory, given?: string): Promise<ChatTemplate | undefined> {
+export async function loadChatTemplate(
+  directory: Directory,
+  given?: string,
+  { toolForm, toolsInAdapter = false }: TemplateMarks = {},
+): Promise<ChatTemplate | undefined> {
+  const template = await load(directory, given)
+  if (template === undefined || (toolForm === undefined && !toolsInAdapter)) return template
+  const form = toolForm === undefined ? '' : `{#- toolForm: ${toolForm} -#}`
+  const { withKnownTools } = await import('./calls/known-tools.js')
+  return load(directory, form + (toolsInAdapter ? withKnownTools(template.text, []) : template.text))
+}
+
+/** What is written into a template beside its source. */
+interface TemplateMarks {
+  readonly toolForm?: ToolForm | undefined
+  /** True if it leaves tools out. */
+  readonly toolsInAdapter?: boolean | undefined
+}
+
+async function load(directory: Directory, given: string | undefined): Promise<ChatTemplate | undefined> {
   const fields = objectOf(await readJsonIfThere(directory, 'tokenizer_config.json'))
   const specialTokens = specialTokensOf(fields)
   const compile = async (source: TemplateSource) => {

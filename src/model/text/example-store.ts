@@ -18,6 +18,7 @@ export class ExampleStore<Example> implements Iterable<Example> {
   #open: Example[] = []
   #read: { readonly group: number; readonly examples: readonly Example[] } | undefined
   #before: Float32Array | undefined
+  readonly #fields = new Set<string>()
 
   /** `file` is called with the first full group. Without it, the examples stay as they are. */
   constructor(private readonly file?: () => ExampleFile) {}
@@ -26,7 +27,13 @@ export class ExampleStore<Example> implements Iterable<Example> {
     return this.#groups.length * GROUP + this.#open.length
   }
 
+  /** True if some example has such a field. */
+  has(field: string): boolean {
+    return this.#fields.has(field)
+  }
+
   push(example: Example): void {
+    for (const field in example) this.#fields.add(field)
     if (this.#open.push(example) < GROUP) return
     this.#file ??= this.file?.()
     this.#groups.push(this.#file?.write(this.#open) ?? this.#open)

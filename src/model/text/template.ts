@@ -2,6 +2,7 @@
 
 import type { Span } from './added-tokens.js'
 import type { CallForm } from './calls/call.js'
+import type { FunctionTool } from './calls/growing-text.js'
 import type { MessageOfParts } from './chat.js'
 
 /** If a model lists several templates, this name is used, unless the chat has tools and a template for tools exists. */
@@ -43,6 +44,8 @@ export interface PlainTemplate {
 export interface ChatTemplate extends PlainTemplate {
   /** How it asks for calls of functions. */
   readonly calls: CallForm
+  /** The functions that it knows without declarations, from training with `toolsInAdapter`. */
+  readonly knownTools?: readonly FunctionTool[] | undefined
 }
 
 export interface TemplateSource {

@@ -99,8 +99,8 @@ export type { TextStream }
 /** @param lowersCase takes texts in lower case, whatever tokenizer.json says */
 export async function loadTokenizer(directory: Directory, lowersCase = false): Promise<Tokenizer> {
   if (!(await directory.has('tokenizer.json'))) throw noTokenizer(directory)
-  const definition = await readJson(directory, 'tokenizer.json')
-  const config = await readJsonIfThere(directory, 'tokenizer_config.json')
+  const files = [readJson(directory, 'tokenizer.json'), readJsonIfThere(directory, 'tokenizer_config.json')]
+  const [definition, config] = await Promise.all(files)
   const changed = lowersCase && isObject(definition) ? inLowerCase(definition) : definition
   return makeTokenizer(changed, config === undefined ? {} : config, directory.name)
 }

@@ -2,6 +2,7 @@
 
 import { type OptionTable, ranged, orNull, NAME, SIGNAL, oneOf, STRING, BOOLEAN, OBJECT, listOf, eventsOf, anyOf } from '../../core/base/options.js'
 import { ONE_CHOICE } from '../adapters/choice.js'
+import { RANGES } from '../readings/quantize.js'
 import { IMAGES, TOKEN_IDS, LOGIT_BIAS } from '../media-values.js'
 
 export const SAMPLING_OPTIONS: OptionTable = {
@@ -29,6 +30,23 @@ export const EMBED_OPTIONS: OptionTable = {
   prompt: STRING,
   normalize: BOOLEAN,
   dimensions: ranged('an integer of at least 1'),
+  precision: oneOf('float32', 'int8', 'uint8', 'binary', 'ubinary'),
+  ranges: RANGES,
+  maxLength: ranged('an integer of at least 1'),
+  batchSize: ranged('an integer of at least 1'),
+  signal: SIGNAL,
+}
+
+export const RERANK_OPTIONS: OptionTable = {
+  topN: ranged('an integer of at least 1'),
+  adapter: orNull(NAME),
+  maxLength: ranged('an integer of at least 1'),
+  batchSize: ranged('an integer of at least 1'),
+  signal: SIGNAL,
+}
+
+export const TAG_OPTIONS: OptionTable = {
+  adapter: orNull(NAME),
   maxLength: ranged('an integer of at least 1'),
   batchSize: ranged('an integer of at least 1'),
   signal: SIGNAL,
@@ -39,6 +57,8 @@ export const ENCODE_OPTIONS: OptionTable = {
   chatTemplate: NAME,
   chatTemplateArgs: OBJECT,
   tools: listOf(OBJECT),
+  answerStart: NAME,
+  toolForm: oneOf('hermes', 'qwen3-coder', 'llama', 'pythonic', 'mistral', 'mistral-11', 'function-gemma', 'gemma-4', 'lfm2', 'granite', 'phi', 'harmony', 'deepseek', 'deepseek-31'),
 }
 
 export const GENERATE_OPTIONS: OptionTable = {
@@ -68,6 +88,8 @@ export const GENERATE_OPTIONS: OptionTable = {
   chatTemplate: NAME,
   chatTemplateArgs: OBJECT,
   tools: listOf(OBJECT),
+  answerStart: NAME,
+  toolForm: oneOf('hermes', 'qwen3-coder', 'llama', 'pythonic', 'mistral', 'mistral-11', 'function-gemma', 'gemma-4', 'lfm2', 'granite', 'phi', 'harmony', 'deepseek', 'deepseek-31'),
 }
 
 export const GENERATE_OPTIONS_DEFAULTS = {
@@ -111,12 +133,7 @@ export const STREAM_OPTIONS: OptionTable = {
   chatTemplate: NAME,
   chatTemplateArgs: OBJECT,
   tools: listOf(OBJECT),
-}
-
-export const TAG_OPTIONS: OptionTable = {
-  adapter: orNull(NAME),
-  maxLength: ranged('an integer of at least 1'),
-  batchSize: ranged('an integer of at least 1'),
-  signal: SIGNAL,
+  answerStart: NAME,
+  toolForm: oneOf('hermes', 'qwen3-coder', 'llama', 'pythonic', 'mistral', 'mistral-11', 'function-gemma', 'gemma-4', 'lfm2', 'granite', 'phi', 'harmony', 'deepseek', 'deepseek-31'),
 }
 

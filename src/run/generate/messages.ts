@@ -5,6 +5,7 @@ import { attempt, DataError, FormatError } from '../../core/base/errors.js'
 import { type Model, requireTokenizer } from '../../model/model-folder.js'
 import { messageForm, withPlaces } from '../../model/pictures/chat-places.js'
 import type { PictureVectors, PromptPictures } from '../../model/pictures/pictures.js'
+import type { ToolForm } from '../../model/text/calls/call.js'
 import { type MessageOfParts, messageOfParts, parseChat } from '../../model/text/chat.js'
 import { loadChatTemplate } from '../../model/text/chat-template.js'
 import type { ChatTemplate, PlainTemplate } from '../../model/text/template.js'
@@ -32,7 +33,7 @@ export interface PromptContext {
 export async function encodeMessages(
   model: Model,
   messages: readonly MessageOfParts[],
-  { chatTemplate, chatTemplateArgs: args, tools }: ChatOptions,
+  { chatTemplate, chatTemplateArgs: args, tools, toolForm, answerStart = '' }: ChatOptions,
   { recorded, pictures, where }: PromptContext,
 ): Promise<EncodedPrompt> {
   const tokenizer = requireTokenizer(model)
@@ -44,14 +45,16 @@ export async function encodeMessages(
       where: `${where}, message ${messages.length}`,
       what: 'the last message is an answer already',
       expected: 'a message of the user or a tool',
+      hint: 'To let the model go on with it, give it as `answerStart`',
     })
   }
-  const template = await templateOf(model, chatTemplate ?? recorded)
+  const template = await templateOf(model, chatTemplate ?? recorded, toolForm)
   if (template === undefined) throw noTemplate(model.directory.name)
   const form: MessageForm = place === undefined ? (all) => all : messageForm(template, args, place)
   const written = form(place === undefined ? chat : withPlaces(chat, count, 'last', place))
   const { text } = template.render(written, { args, tools, addGenerationPrompt: true }, where)
-  const ids = tokenizer.encode((await pictures?.fill(text)) ?? text, { specialTokens: false })
+  const filled = (await pictures?.fill(text)) ?? text
+  const ids = tokenizer.encode(filled + answerStart, { specialTokens: false })
   const ended = endOfTurn(template, args, tokenizer, form)
   return { ids, ...(tools?.length ? withCalls(ended, template, tokenizer) : ended) }
 }
@@ -77,11 +80,16 @@ export function noTemplate(model: string): FormatError {
 type MessageForm = (messages: readonly MessageOfParts[]) => readonly MessageOfParts[]
 
 /** Returns the compiled chat template. Compiling takes time, so each template is compiled only once. */
-export function templateOf({ onnx, directory }: Model, text: string | undefined): Promise<ChatTemplate | undefined> {
-  const known = onnx.once(directory, () => new Map<string | undefined, Promise<ChatTemplate | undefined>>())
-  const template = known.get(text) ?? loadChatTemplate(directory, text)
-  known.set(text, template)
-  template.catch(() => known.delete(text))
+export function templateOf(
+  { onnx, directory }: Model,
+  text: string | undefined,
+  toolForm?: ToolForm,
+): Promise<ChatTemplate | undefined> {
+  const known = onnx.once(directory, () => new Map<string, Promise<ChatTemplate | undefined>>())
+  const key = JSON.stringify([text, toolForm])
+  const template = known.get(key) ?? loadChatTemplate(directory, text, { toolForm })
+  known.set(key, template)
+  template.catch(() => known.delete(key))
   return template
 }
 
@@ -92,9 +100,9 @@ const [PROBED_ANSWER, PROBED_QUESTION] = ['qzanswerqz', 'qzquestionqz']
 export async function encodeReply(
   model: Model,
   reply: readonly MessageOfParts[],
-  { chatTemplate, chatTemplateArgs: args, tools }: ChatOptions,
+  { chatTemplate, chatTemplateArgs: args, tools, toolForm }: ChatOptions,
 ): Promise<number[]> {
-  const template = await templateOf(model, chatTemplate)
+  const template = await templateOf(model, chatTemplate, toolForm)
   if (template === undefined) throw noTemplate(model.directory.name)
   const answered = [
     { role: 'user', content: 'a' },

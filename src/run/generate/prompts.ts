@@ -1,6 +1,6 @@
 // Encodes prompts: a text as it is, or a chat. The code for chats is loaded with the first chat.
 
-import { DataError } from '../../core/base/errors.js'
+import { contextError, DataError } from '../../core/base/errors.js'
 import { isObject, type Kind, kind } from '../../core/base/options.js'
 import type { ImageSource } from '../../model/images/image.js'
 import { type Model, requireTokenizer } from '../../model/model-folder.js'
@@ -25,9 +25,6 @@ export const PROMPTS: Kind = kind(
   (value) => isPrompt(value) || (Array.isArray(value) && value.length > 0 && value.every(isPrompt)),
 )
 
-/** How the message begins for a prompt that is too long. The server recognizes the error by it. */
-export const NO_ROOM = 'it leaves no room in the context of'
-
 export async function encodePrompt(
   model: Model,
   prompt: Prompt,
@@ -35,7 +32,7 @@ export async function encodePrompt(
   context: PromptContext,
 ): Promise<EncodedPrompt> {
   const { pictures, where, isSource } = context
-  const { contextLength = Number.POSITIVE_INFINITY, vocabularySize, name } = model
+  const { contextLength = Number.POSITIVE_INFINITY, vocabularySize } = model
   const tokenizer = requireTokenizer(model)
   const isChat = typeof prompt !== 'string' && !isTokens(prompt)
   if (isChat && isSource) {
@@ -57,10 +54,7 @@ export async function encodePrompt(
   }
   // Nothing is written after a text that an encoder reads, so it may fill the context.
   const most = isSource ? contextLength : contextLength - 1
-  if (length > most) {
-    const expected = `fewer than ${most + 1} tokens`
-    throw new DataError({ where, what: `${NO_ROOM} ${name}`, expected, got: `${length}` })
-  }
+  if (length > most) throw contextError(contextLength, `${length} in the ${where}`, most)
   const { vectors } = pictures ?? {}
   pictures?.check(encoded.ids)
   const tokenIds = encoded.ids.filter((id) => id !== vectors?.token)

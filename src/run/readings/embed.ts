@@ -1,7 +1,7 @@
 // Makes a vector for each text from the vectors of its tokens, in the way that the model's folder says.
 
-import { ConfigError, NumericError } from '../../core/base/errors.js'
-import { checkOptions, STRING } from '../../core/base/options.js'
+import { ConfigError, DataError, NumericError } from '../../core/base/errors.js'
+import { checkArgument, checkOptions, listOf, STRING } from '../../core/base/options.js'
 import { joinedUp } from '../../core/base/tensor.js'
 import { applyDense } from '../../model/dense-layer.js'
 import { poolingsOf, textVectors, tokenVectors } from '../../model/heads/head-rows.js'
@@ -12,15 +12,31 @@ import { readGraph } from '../../onnx/view/graph.js'
 import { type Mix, mixesOf } from '../adapters/choice.js'
 import { EMBED_OPTIONS } from '../gen/options.js'
 import type { WholeSession } from '../graphs.js'
-import type { EmbedOptions } from '../session.js'
+import type { EmbedOptions, Ranges } from '../session.js'
 import { encodeAll, listOfTexts, textBatches } from './batches.js'
+import { checkRanges, quantized, rangesOf } from './quantize.js'
+
+type Vector = Float32Array | Int8Array | Uint8Array
+
+export async function calibrate(
+  session: WholeSession,
+  texts: readonly string[],
+  options: EmbedOptions = {},
+): Promise<Ranges> {
+  checkArgument(texts, listOf(STRING), 'texts')
+  if (texts.length === 0) throw new DataError({ where: 'texts', what: 'there are none' })
+  const { ranges: _, ...others } = options
+  return rangesOf((await embed(session, texts, { ...others, precision: 'float32' })) as Float32Array[])
+}
 
 export async function embed(
   session: WholeSession,
   texts: string | readonly string[],
   options: EmbedOptions = {},
-): Promise<Float32Array | Float32Array[]> {
+): Promise<Vector | Vector[]> {
   checkOptions(options, 'embed', EMBED_OPTIONS)
+  const { precision = 'float32', ranges } = options
+  checkRanges(precision, ranges)
   const list = listOfTexts(texts, STRING)
   const { adapter, dimensions, normalize = true } = options
   const mixes = mixesOf(adapter, undefined)
@@ -37,7 +53,7 @@ export async function embed(
   const output = whole ?? tokenVectors(graph)
   const prompted = prompt === '' ? list : list.map((text) => prompt + text)
   const encoded = encodeAll(model, prompted, options.maxLength ?? sentence.maxLength)
-  const vectors: Float32Array[] = Array(list.length)
+  const vectors: Vector[] = Array(list.length)
   for await (const batch of textBatches(model, graph, encoded, options)) {
     const { [output]: found } = await session.runGraph(undefined, batch.feeds, mixes, [output])
     const values = floatsOf(found)
@@ -59,7 +75,8 @@ export async function embed(
           got: String(dimensions),
         })
       }
-      vectors[text] = scaled(vector.subarray(0, dimensions), normalize)
+      const whole = scaled(vector.subarray(0, dimensions), normalize)
+      vectors[text] = precision === 'float32' ? whole : quantized(whole, precision, ranges)
     })
   }
   return Array.isArray(texts) ? vectors : vectors[0]

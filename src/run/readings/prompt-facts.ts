@@ -23,8 +23,17 @@ export async function encode(
 
 export async function toolForm(session: TextSession, options: EncodeOptions = {}): Promise<ToolForm> {
   checkOptions(options, 'toolForm', ENCODE_OPTIONS)
-  const { chatTemplate = recordedTemplate(session, options) } = options
-  return (await templateOf(session.model, chatTemplate))?.calls.name ?? 'hermes'
+  return (await template(session, options))?.calls.name ?? 'hermes'
+}
+
+export async function knownTools(session: TextSession, options: EncodeOptions = {}) {
+  checkOptions(options, 'knownTools', ENCODE_OPTIONS)
+  return (await template(session, options))?.knownTools
+}
+
+function template(session: TextSession, options: EncodeOptions) {
+  const { chatTemplate = recordedTemplate(session, options), toolForm } = options
+  return templateOf(session.model, chatTemplate, toolForm)
 }
 
 function recordedTemplate(session: TextSession, { adapter }: EncodeOptions): string | undefined {

@@ -5,6 +5,8 @@ import type { CompiledGrammar, GrammarCompiler, GrammarMatcher } from '@mlc-ai/w
 import { ConfigError, DataError, messageOf } from '../../core/base/errors.js'
 import { isObject } from '../../core/base/options.js'
 import type { Vocabulary } from '../../model/text/vocabulary.js'
+import { ANY_INTEGER, ANY_NUMBER, NUMBERS, type NumberPart, numberRule } from './numbers.js'
+import { type Part, withParts } from './schema-forms.js'
 import { TAG_START } from './schemas.js'
 
 // The published declarations do not name these types, because the package is optional: what has them is internal.
@@ -13,9 +15,6 @@ type Library = typeof import('@mlc-ai/web-xgrammar')
 const PACKAGE = '@mlc-ai/web-xgrammar'
 
 const KEPT = 16
-
-/** The most spaces and line breaks in a row, so that a text cannot go on with them for ever. */
-const MOST_SPACES = 2
 
 /** The longest time that a schema may take for a step. */
 const STEP_MS = 2000
@@ -83,7 +82,7 @@ export class Grammars {
       if (schema.startsWith(TAG_START)) {
         return await compiler.compileStructuralTag(JSON.stringify(await boundedTag(JSON.parse(schema), library)))
       }
-      return await compiler.compileJSONSchema(schema, ...layoutOf(schema))
+      return await compiler.compileGrammar(await grammarOf(schema, library))
     } catch (cause) {
       throw new DataError({ where: 'schema', what: `${PACKAGE} cannot use it`, cause })
     }
@@ -96,19 +95,56 @@ export class Grammars {
   }
 }
 
-const layoutOf = (schema: string) => [true, 2, undefined, schema !== ANY_OBJECT, MOST_SPACES] as const
-
-/** Makes grammars of the schemas in a structural tag: the library bounds no spaces in them. */
+/** Writes the schemas in a structural tag as grammars. */
 async function boundedTag(part: unknown, library: Library): Promise<unknown> {
   if (Array.isArray(part)) return Promise.all(part.map((item) => boundedTag(item, library)))
   if (!isObject(part)) return part
   if (part.type === 'json_schema') {
-    const schema = JSON.stringify(part.json_schema)
-    const grammar = await library.Grammar.fromJSONSchema(schema, ...layoutOf(schema))
-    return { type: 'grammar', grammar: grammar.toString() }
+    return { type: 'grammar', grammar: await grammarOf(JSON.stringify(part.json_schema), library) }
   }
   const parts = await Promise.all(Object.values(part).map((value) => boundedTag(value, library)))
   return Object.fromEntries(Object.keys(part).map((key, i) => [key, parts[i]]))
+}
+
+/** The library's grammar of a schema, with our numbers, at most one space, and no control characters in strings. */
+async function grammarOf(schema: string, library: Library): Promise<string> {
+  const rules = new Map([
+    ['basic_integer', ANY_INTEGER],
+    ['basic_number', ANY_NUMBER],
+  ])
+  const marked = JSON.stringify(withMarks(JSON.parse(schema), rules))
+  const grammar = await library.Grammar.fromJSONSchema(marked, true, 2, undefined, schema !== ANY_OBJECT, 1)
+  const text = grammar.toString()
+  grammar.dispose()
+  const kept = text
+    .split('\n')
+    .filter((rule) => !rules.has(rule.split(' ')[0]))
+    .join('\n')
+    .replace(/\[ \\n\\t\]\*?/g, '" "?')
+    .replaceAll('[^\\"\\\\\\r\\n]', '[^\\0-\\x1f\\"\\\\\\r\\n]')
+    .replace(MARKS, '$1')
+  return [kept, ...[...rules].map(([name, rule]) => `${name} ::= ${rule}`)].join('\n')
+}
+
+/** No schema has such a text. */
+const MARK = crypto.randomUUID()
+const MARKS = new RegExp(String.raw`"\\"${MARK}(bounded_\d+)\\""`, 'g')
+
+/** Puts a constant in the place of each number with bounds: its name is that of a rule, which takes its place later. */
+function withMarks(part: unknown, rules: Map<string, string>): unknown {
+  if (Array.isArray(part)) return part.map((item) => withMarks(item, rules))
+  if (!isObject(part)) return part
+  const types = [part.type ?? []].flat()
+  if (!NUMBERS.some((key) => part[key] !== undefined)) return withParts(part, (inner) => withMarks(inner, rules))
+  const rest = Object.fromEntries(Object.entries(part).filter(([key]) => !(NUMBERS as readonly string[]).includes(key)))
+  const name = `bounded_${rules.size}`
+  rules.set(name, numberRule(part as NumberPart, !types.includes('number'), rules)!)
+  const mark = { const: MARK + name }
+  const others = types.filter((type) => type !== 'number' && type !== 'integer')
+  const { $defs, definitions } = rest
+  const beside = withMarks({ $defs, definitions }, rules) as Part
+  if (others.length === 0) return { ...beside, ...mark }
+  return { ...beside, anyOf: [withMarks({ ...rest, $defs: undefined, type: others }, rules), mark] }
 }
 
 export const ANY_OBJECT = '{"type":"object"}'

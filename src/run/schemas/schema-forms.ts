@@ -4,13 +4,16 @@
 
 import { isObject } from '../../core/base/options.js'
 
-type Part = Readonly<Record<string, unknown>>
+export type Part = Readonly<Record<string, unknown>>
 
 const MONTHS = '(0[13578]|1[02])-(0[1-9]|[12]\\d|3[01])|(0[469]|11)-(0[1-9]|[12]\\d|30)|02-(0[1-9]|1\\d|2[0-8])'
 const DATE = `\\d{4}-(${MONTHS})`
 const TIME = '([01]\\d|2[0-3]):[0-5]\\d:[0-5]\\d(\\.\\d{1,6})?Z'
 const BYTE = '(25[0-5]|2[0-4]\\d|1\\d\\d|[1-9]?\\d)'
 const LABEL = '[A-Za-z0-9]([A-Za-z0-9-]{0,30}[A-Za-z0-9])?'
+const SPAN = '\\d{1,4}'
+const DAYS = `${SPAN}Y(${SPAN}M(${SPAN}D)?)?|${SPAN}M(${SPAN}D)?|${SPAN}D`
+const HOURS = `T(${SPAN}H(${SPAN}M(${SPAN}S)?)?|${SPAN}M(${SPAN}S)?|${SPAN}S)`
 
 /**
  * An expression for each format. Every text that fits is of the format, but not the other way round: times are of UTC,
@@ -25,11 +28,14 @@ const FORMATS: Readonly<Record<string, string>> = {
   uuid: '[0-9a-f]{8}-[0-9a-f]{4}-[1-8][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}',
   ipv4: `(${BYTE}\\.){3}${BYTE}`,
   ipv6: '([0-9a-f]{1,4}:){7}[0-9a-f]{1,4}',
+  duration: `P((${DAYS})(${HOURS})?|${HOURS}|${SPAN}W)`,
+  hostname: `(${LABEL}\\.){0,4}${LABEL}`,
 }
 export const FORMAT_PATTERNS: ReadonlySet<unknown> = new Set(Object.values(FORMATS).map((text) => `^${text}$`))
 
-/** The longest text of any of these formats, and the shortest. */
-const [LONGEST, SHORTEST] = [1000, 5]
+/** The longest text of any of these formats, and the shortest of each. */
+const LONGEST = 1000
+const shortest = (format: string) => ({ hostname: 1, duration: 3 })[format] ?? 5
 
 /** @param isUsable tells whether the library takes an expression */
 export function rewritten(root: object, isUsable: (pattern: string) => boolean): object {
@@ -49,15 +55,20 @@ export function rewritten(root: object, isUsable: (pattern: string) => boolean):
     if (Array.isArray(oneOf) && beside.anyOf === undefined && excludeEachOther(oneOf.map(resolve))) {
       return write({ ...beside, anyOf: oneOf })
     }
-    return Object.fromEntries(Object.entries(joined(plain, resolve)).map(([key, value]) => [key, child(key, value)]))
-  }
-  const child = (key: string, value: unknown): unknown => {
-    // Keywords whose values are not schemas.
-    if (['enum', 'const', 'required', 'default', 'examples'].includes(key)) return value
-    if (!isObject(value) || !['properties', '$defs', 'definitions'].includes(key)) return write(value)
-    return Object.fromEntries(Object.entries(value).map(([name, part]) => [name, write(part)]))
+    return withParts(joined(plain, resolve), write)
   }
   return write(root) as object
+}
+
+/** The part with each schema inside of it changed. */
+export function withParts(part: Part, change: (part: unknown) => unknown): Part {
+  const changed = ([key, value]: [string, unknown]) => {
+    // Keywords whose values are not schemas.
+    if (['enum', 'const', 'required', 'default', 'examples'].includes(key)) return [key, value]
+    if (!isObject(value) || !['properties', '$defs', 'definitions'].includes(key)) return [key, change(value)]
+    return [key, Object.fromEntries(Object.entries(value).map(([name, nested]) => [name, change(nested)]))]
+  }
+  return Object.fromEntries(Object.entries(part).map(changed))
 }
 
 function ofFormat(part: Part, isUsable: (pattern: string) => boolean): Part {
@@ -67,7 +78,7 @@ function ofFormat(part: Part, isUsable: (pattern: string) => boolean): Part {
   if (expression === undefined) return part
   // An expression beside the format says more, as Zod's do.
   if (typeof pattern === 'string' && isUsable(pattern)) return plain
-  if (Number(minLength) > SHORTEST || Number(maxLength) < LONGEST) return part
+  if (Number(minLength) > shortest(format as string) || Number(maxLength) < LONGEST) return part
   return { ...rest, type: 'string', pattern: `^${expression}$` }
 }
 

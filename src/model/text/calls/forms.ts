@@ -1,6 +1,7 @@
 // The forms of calls, and which of them a chat template asks for.
 
 import { ConfigError, DataError } from '../../../core/base/errors.js'
+import { orderedJson } from '../../../core/base/json-schema.js'
 import { isObject, jsonIn } from '../../../core/base/options.js'
 import type { CallForm, FunctionCall, ToolForm } from './call.js'
 import { DEEPSEEK, DEEPSEEK_31 } from './deepseek.js'
@@ -41,11 +42,19 @@ export function callFormOf(template: string, ...texts: readonly string[]): { for
 }
 
 /** The functions among tools in OpenAI's form, or bare. */
-export function functionsOf(tools: readonly unknown[]): FunctionTool[] {
+export function functionsOf(tools: readonly unknown[] = []): FunctionTool[] {
   return tools.flatMap((tool) => {
     const described = isObject(tool) && isObject(tool.function) ? tool.function : tool
     return isObject(described) && typeof described.name === 'string' ? [described as unknown as FunctionTool] : []
   })
+}
+
+/** @throws DataError for two functions of one name */
+export function uniqueFunctions(tools: readonly unknown[] | undefined, where: string): FunctionTool[] {
+  const functions = functionsOf(tools)
+  const twice = functions.find(({ name }, i) => functions.findIndex((other) => other.name === name) < i)
+  if (twice === undefined) return functions
+  throw new DataError({ where, what: `two functions are named ${twice.name}`, hint: 'Give each function its own name' })
 }
 
 /** Reads the calls of a message in OpenAI's form, with arguments as JSON or as objects. */
@@ -77,7 +86,7 @@ export function readAnswer(form: CallForm, text: string, tools: readonly unknown
 export function writeCalls(form: CallForm, calls: readonly FunctionCall[], tools: readonly unknown[], where: string) {
   const text = form.isSingle === true && calls.length > 1 ? undefined : form.write(calls)
   const read = text === undefined ? [] : callsIn(readAnswer(form, text, tools).calls)
-  if (text !== undefined && sorted(read) === sorted(calls)) return text
+  if (text !== undefined && orderedJson(read) === orderedJson(calls)) return text
   const what = text === undefined ? 'has one call an answer, not several' : 'cannot hold these arguments'
   const got = calls.map(({ name, arguments: args }) => `${name} ${JSON.stringify(args)}`.slice(0, 200)).join(', ')
   throw new DataError({
@@ -85,12 +94,5 @@ export function writeCalls(form: CallForm, calls: readonly FunctionCall[], tools
     what: `the form of calls ${form.name} ${what}`,
     got,
     hint: 'Change the record, or name another form in the chat template: {# toolForm: hermes #}',
-  })
-}
-
-/** Keys in one order. */
-function sorted(value: unknown): string {
-  return JSON.stringify(value, (_, part) => {
-    return isObject(part) ? Object.fromEntries(Object.entries(part).sort(([a], [b]) => (a < b ? -1 : 1))) : part
   })
 }

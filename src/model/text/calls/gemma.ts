@@ -3,7 +3,7 @@
 
 import { isObject, jsonIn } from '../../../core/base/options.js'
 import type { CallForm, FunctionCall } from './call.js'
-import { grammarOf } from './grammar.js'
+import { grammarOf, READ } from './grammar.js'
 import type { GrowingText, Reading } from './growing-text.js'
 
 function gemma(form: Pick<CallForm, 'name' | 'marks' | 'ends'>, open: string, close: string, quote: string): CallForm {
@@ -18,6 +18,7 @@ function gemma(form: Pick<CallForm, 'name' | 'marks' | 'ends'>, open: string, cl
   return {
     ...form,
     opens: [open],
+    keywords: READ,
     tokens: [open, close, quote],
     list: { begin: '', separator: '', end: '' },
     write: (calls) => calls.map(callText).join(''),

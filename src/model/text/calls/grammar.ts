@@ -31,7 +31,8 @@ const NOTES = [
   '$defs',
   'definitions',
 ]
-const READ = new Set([
+/** The keywords of schemas that such a grammar holds. */
+export const READ: ReadonlySet<string> = new Set([
   ...NOTES,
   'type',
   'enum',

@@ -7,13 +7,15 @@ const [START, CHANNEL, MESSAGE, END, CALL] = ['<|start|>', '<|channel|>', '<|mes
 const RETURN = '<|return|>'
 /** The prompt may end with the head of the message. */
 const TO = ' to=functions.'
+const WORDS = [START, CHANNEL, END, CALL, RETURN]
 
 export const HARMONY: CallForm = {
   name: 'harmony',
   marks: /<\|channel\|>/,
-  opens: [TO, START, CHANNEL, END, CALL, RETURN],
+  opens: [TO, ...WORDS],
+  words: WORDS,
   isSingle: true,
-  tokens: [START, CHANNEL, MESSAGE, END, CALL, RETURN, '<|constrain|>'],
+  tokens: [...WORDS, MESSAGE, '<|constrain|>'],
   ends: [CALL],
   list: { begin: '', separator: '', end: '' },
   write: ([{ name, arguments: args }]) => `${headOf(name)}${jsonText(args)}${CALL}`,

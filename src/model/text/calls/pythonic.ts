@@ -4,7 +4,7 @@
 import { isObject, jsonIn } from '../../../core/base/options.js'
 import type { CallForm, FunctionCall } from './call.js'
 import { WORDS } from './gemma.js'
-import { grammarOf } from './grammar.js'
+import { grammarOf, READ } from './grammar.js'
 import type { CallSink, GrowingText, Reading } from './growing-text.js'
 
 function write(value: unknown): string {
@@ -46,6 +46,7 @@ const tagOf =
 
 export const PYTHONIC: CallForm = {
   name: 'pythonic',
+  keywords: READ,
   marks: /\[func_name\d?\(/,
   opens: [],
   tokens: ['<|python_start|>', '<|python_end|>'],
@@ -73,6 +74,7 @@ const [OPEN, CLOSE] = ['<|tool_call_start|>', '<|tool_call_end|>']
 
 export const LFM2: CallForm = {
   name: 'lfm2',
+  keywords: READ,
   marks: /<\|tool_(call|list)_start\|>|List of tools: \[/,
   opens: [OPEN],
   tokens: [OPEN, CLOSE],

@@ -6,6 +6,7 @@ import type { MessageOfParts } from '../chat.js'
 import type { ChatTemplate, PlainTemplate, RenderedChat } from '../template.js'
 import type { CallForm } from './call.js'
 import { callFormOf, callsIn, NAMED_FORM, writeCalls } from './forms.js'
+import { checkKnownTools, knownToolsIn } from './known-tools.js'
 
 const [TOOL, CALL, RESULT, ID] = ['qztoolqz', 'qzcallqz', 'qzresultqz', 'qzqzqzqz1']
 const PROBE = {
@@ -49,6 +50,7 @@ function placesOf({ text, render }: PlainTemplate): Places {
 /** Adds `calls`, and places for what the template does not show. */
 export function withToolPlaces(template: PlainTemplate): ChatTemplate {
   const { render } = template
+  const known = knownToolsIn(template.text)
   let found: Places | undefined
   const places = () => (found ??= placesOf(template))
   return {
@@ -56,7 +58,10 @@ export function withToolPlaces(template: PlainTemplate): ChatTemplate {
     get calls() {
       return places().form
     },
-    render(messages, options, where): RenderedChat {
+    knownTools: known,
+    render(messages, given, where): RenderedChat {
+      if (known !== undefined) checkKnownTools(known, given.tools ?? [], `${where}, tools`)
+      const options = known === undefined ? given : { ...given, tools: undefined }
       const { tools = [] } = options
       const hasTools =
         tools.length > 0 || messages.some(({ role, tool_calls }) => role === 'tool' || tool_calls?.length)
