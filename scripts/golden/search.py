@@ -33,6 +33,44 @@ class Given:
     def similarity(self, a, b):
         return torch.as_tensor(a) @ torch.as_tensor(b).T
 
+    def similarity_pairwise(self, a, b):
+        return (torch.as_tensor(a) * torch.as_tensor(b)).sum(-1)
+
+    device = torch.device("cpu")
+
+
+class GivenReranker:
+    """Scores by the product of the vectors' first halves."""
+
+    def __init__(self, vectors):
+        self.vectors = vectors
+
+    def predict(self, pairs, **_):
+        return torch.tensor([sum(a * b for a, b in zip(*(self.vectors[text][:4] for text in pair))) for pair in pairs])
+
+
+MINING = [
+    {}, {"range_min": 3}, {"range_max": 5, "num_negatives": 2}, {"max_score": 0.3}, {"min_score": 0.5},
+    {"absolute_margin": 0.1}, {"relative_margin": 0.05}, {"relative_margin": 0.05, "range_min": 2, "max_score": 0.5},
+    {"absolute_margin": 0.1, "reranker": True}, {"max_score": 0.2, "min_score": -0.5, "reranker": True},
+]
+
+
+def mining(vectors, grades):
+    from datasets import Dataset
+    from sentence_transformers.util import mine_hard_negatives
+    pairs = [{"anchor": query, "positive": doc} for query, docs in grades.items() for doc, grade in docs.items() if grade >= 1]
+    cases = []
+    for i, options in enumerate(MINING):
+        for form in ["n-tuple"] if i % 4 else ["triplet", "n-tuple", "labeled-list"]:
+            given = dict(options)
+            reranker = GivenReranker(vectors) if given.pop("reranker", False) else None
+            found = mine_hard_negatives(
+                Dataset.from_list(pairs), Given(vectors), corpus=[text for text in vectors if text[0] == "d"],
+                cross_encoder=reranker, output_format=form, verbose=False, output_scores=form == "n-tuple", **given)
+            cases.append({"options": options, "form": form, "columns": found.column_names, "records": [list(row.values()) for row in found]})
+    return {"pairs": pairs, "mining": cases}
+
 
 def measures(vectors, grades):
     from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
@@ -62,8 +100,13 @@ def main():
     for i in range(QUERIES):
         docs = torch.randperm(DOCUMENTS, generator=generator)[:1 + i % 4].tolist()
         grades[f"q{i}"] = {f"d{doc}": [1, 3, 2, 0][place] for place, doc in enumerate(docs)}
+    from sentence_transformers.util import quantize_embeddings
+    import numpy
+    found = numpy.array([vectors[f"d{i}"] for i in range(DOCUMENTS)], dtype=numpy.float32)
+    ranges = numpy.vstack((found[:9].min(axis=0), found[:9].max(axis=0)))
+    quantized = {name: quantize_embeddings(found[9:], name, ranges=ranges).tolist() for name in ["int8", "uint8", "binary", "ubinary"]}
     write_json(parser.parse_args().out, {
-        "versions": {**versions("torch"), **versions("sentence_transformers")}, "vectors": vectors, "grades": grades, "at": KS, **measures(vectors, grades)})
+        "versions": {**versions("torch"), **versions("sentence_transformers")}, "vectors": vectors, "grades": grades, "at": KS, **measures(vectors, grades), **mining(vectors, grades), "quantized": quantized})
 
 
 if __name__ == "__main__":

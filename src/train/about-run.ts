@@ -28,6 +28,8 @@ const RECORDED = [
   'columns',
   'chatTemplate',
   'chatTemplateArgs',
+  'toolForm',
+  'toolsInAdapter',
   'modules',
 ] as const
 

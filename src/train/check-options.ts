@@ -79,13 +79,6 @@ function checkTogether(options: TrainInput, settings: TrainSettings): void {
   const hasOwn = (part: string) => `not together with adapter: the adapter has its own ${part}`
   const isFurther = adapter !== undefined
   const writes = resume || overwrite || settings.saveEvery !== undefined
-  const evaluates = [
-    ['`evalEvery`', settings.evalEvery !== undefined],
-    ["`keep: 'best'`", settings.keep === 'best'],
-    ['`earlyStopping`', settings.earlyStopping !== undefined],
-  ].find(([, isOn]) => isOn)
-  const lacksRecords = evaluates !== undefined && evalData === undefined && evalSplit === undefined
-  const isUnused = settings.bestMetric !== TRAIN_DEFAULTS.bestMetric && !usesBest(settings)
   const hasLayers = options.config?.layersToTransform !== undefined
   const notWith = (option: string) => `not together with ${option}: use one of the two`
   const problems: [isWrong: boolean | undefined, where: string, what: string, hint?: string][] = [
@@ -96,8 +89,6 @@ function checkTogether(options: TrainInput, settings: TrainSettings): void {
     [hasLayers && options.numLayers !== undefined, 'numLayers', notWith('`layersToTransform`')],
     [options.warmupSteps !== undefined && options.warmupRatio !== undefined, 'warmupSteps', notWith('`warmupRatio`')],
     [writes && out === undefined, 'out', 'resume, overwrite and saveEvery need an output folder'],
-    [lacksRecords, 'evalData', `${evaluates?.[0]} needs records to evaluate`, 'Give `evalData`, or `evalSplit`'],
-    [isUnused, 'bestMetric', "it has no effect without `keep: 'best'` or `earlyStopping`"],
     [evalData !== undefined && evalSplit !== undefined, 'evalSplit', notWith('`evalData`')],
     [resume && overwrite, 'resume', notWith('overwrite')],
   ]
@@ -105,6 +96,22 @@ function checkTogether(options: TrainInput, settings: TrainSettings): void {
   if (found === undefined) return
   const [, where, what, hint] = found
   throw new ConfigError({ where, what, hint })
+}
+
+/** Refuses settings about evaluations in a run without them. */
+export function checkEvaluated(settings: TrainSettings, hasRecords: boolean): void {
+  const evaluates = [
+    ['`evalEvery`', settings.evalEvery !== undefined],
+    ["`keep: 'best'`", settings.keep === 'best'],
+    ['`earlyStopping`', settings.earlyStopping !== undefined],
+  ].find(([, isOn]) => isOn)
+  if (evaluates !== undefined && !hasRecords) {
+    const hint = 'Give `evalData`, or `evalSplit`'
+    throw new ConfigError({ where: 'evalData', what: `${evaluates[0]} needs records to evaluate`, hint })
+  }
+  if (settings.bestMetric === TRAIN_DEFAULTS.bestMetric || usesBest(settings)) return
+  const what = "it has no effect without `keep: 'best'` or `earlyStopping`"
+  throw new ConfigError({ where: 'bestMetric', what })
 }
 
 export async function checkParts(adapter: LoraAdapter, context: Context): Promise<void> {

@@ -116,13 +116,21 @@ export class Learner {
     return norm
   }
 
-  /** Returns the mean loss of examples without dropout, the divisor of that mean, and the predictions by name. */
-  async forward({ examples, length }: Batch) {
+  /**
+   * Returns the mean loss of examples without dropout, the divisor of that mean, and the predictions by name. `factors`
+   * replaces the current values. Without `hasLoss`, the loss is NaN.
+   */
+  async forward(
+    { examples, length }: Batch,
+    { factors, hasLoss = true }: { factors?: readonly Float32Array[] | undefined; hasLoss?: boolean } = {},
+  ) {
     const { open } = this.parts
     const normalizer = open.normalizer(examples)
     const pass = await this.sessions.evaluationPass(await this.#feeds({ examples, length }), normalizer)
     const lossOutput = open.stepLoss === undefined ? [pass.loss] : []
-    const outputs = await this.engine.forward(pass, [...lossOutput, ...pass.predictions])
+    const feeds = { ...pass.feeds, ...(factors && this.sessions.feedsOf(factors)) }
+    const outputs = await this.engine.forward({ ...pass, feeds }, [...lossOutput, ...pass.predictions])
+    if (!hasLoss) return { loss: Number.NaN, normalizer, outputs }
     const loss = open.stepLoss?.([{ outputs, examples }]).loss ?? Number(outputs[pass.loss].data[0])
     return { loss, normalizer, outputs }
   }

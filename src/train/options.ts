@@ -9,6 +9,7 @@ import type { DtypeChoice } from '../model/graph-file.js'
 import type { DecodeImage } from '../model/images/image.js'
 import type { ModuleMap } from '../model/match/linears.js'
 import type { Model } from '../model/model-folder.js'
+import type { ToolForm } from '../model/text/calls/call.js'
 import type { TextRecord } from '../model/text/records.js'
 import type { Grader, GraderModel } from './loop/graders/forms.js'
 import type { OnTurn, Reward } from './loop/graders/rewards.js'
@@ -63,7 +64,8 @@ export interface TrainOptions extends Optional<TrainSettings> {
    */
   readonly data: Data
   /**
-   * Records for measuring the loss before and after training. Same forms as `data`.
+   * Records for measuring the loss before and after training; with `grpo` and `distill` prompts, whose texts are
+   * measured. Same forms as `data`.
    * @help evaluation data: lowrank measures the loss on it before and after training
    */
   readonly evalData?: Data | undefined
@@ -133,8 +135,9 @@ export interface TrainOptions extends Optional<TrainSettings> {
    */
   readonly termsRead?: boolean | undefined
   /**
-   * Share of the records that is used as `evalData` and not trained on. The seed decides which records.
-   * @range a number in (0, 1)
+   * Share of the records that is used as `evalData` and not trained on. The seed decides which records. Default: none,
+   * and for search 15 % of the pairs of questions and documents, at least 30 (none of fewer than 100 pairs).
+   * @range a number in [0, 1)
    */
   readonly evalSplit?: number | undefined
   /**
@@ -154,6 +157,14 @@ export interface TrainOptions extends Optional<TrainSettings> {
    * @help variables of the chat template, such as enable_thinking=false
    */
   readonly chatTemplateArgs?: Readonly<Record<string, unknown>> | undefined
+  /** How the model writes calls. Default: the form that the chat template shows or names, else Hermes'. */
+  readonly toolForm?: ToolForm | undefined
+  /**
+   * The prompts of chats do not describe the functions that the model may call: the adapter learns to know them, which
+   * saves their tokens in each request. Its chat template keeps the list, and sessions and servers check tools against
+   * it. Default false.
+   */
+  readonly toolsInAdapter?: boolean | undefined
   /**
    * Reads a file of a picture: its path, or its bytes. Default: in Node by sharp, if it is installed; in browsers what
    * the browser can show. Records may also hold pictures as `{ data, width, height }`.

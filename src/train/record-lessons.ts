@@ -33,6 +33,8 @@ export function recordLessons(run: Run, learner: Learner): Lessons {
   const totalSteps = settings.maxSteps ?? Math.ceil(settings.epochs * perEpoch)
   const evaluated = evalExamples ?? []
   const evalPlans = planEvaluation(costsOf(open, evaluated), options).map((plan) => ({ ...plan, of: evaluated }))
+  const others = evalExamples && open.others?.(examples, evalExamples)
+  const otherPlans = others && planEvaluation(costsOf(open, others), options).map((plan) => ({ ...plan, of: others }))
   const plans = stepPlans(costs, run.adapter.config.seed, options)
   const planOf = (step: number) => plans(Math.floor(step / perEpoch), step % perEpoch)
   const sampler = sample.length === 0 ? undefined : samplerOf(sample, run)
@@ -40,13 +42,14 @@ export function recordLessons(run: Run, learner: Learner): Lessons {
   const runAll = async (
     plans: readonly Placed[],
     take: (found: Awaited<ReturnType<Learner['forward']>>, batch: Batch, plan: Placed) => void,
+    factors?: readonly Float32Array[],
   ) => {
     const tell = (done: number) => on.progress?.({ stage: 'evaluate', done, total: plans.length })
     for (const [done, plan] of plans.entries()) {
       if (signal?.aborted) return false
       tell(done)
       const batch = batchOf(plan.of, plan)
-      take(await learner.forward(batch), batch, plan)
+      take(await learner.forward(batch, { factors, hasLoss: plan.of !== others }), batch, plan)
     }
     tell(plans.length)
     return true
@@ -78,14 +81,22 @@ export function recordLessons(run: Run, learner: Learner): Lessons {
     }),
 
     ...(evalExamples && {
-      async evaluate() {
+      async evaluate(factors) {
         let [sum, total] = [0, 0]
         const predictions: unknown[] = []
-        const isDone = await runAll(evalPlans, ({ loss, normalizer, outputs }, batch) => {
-          sum += loss * normalizer
-          total += normalizer
-          for (const prediction of open.predict(outputs, batch.examples)) predictions.push(prediction)
-        })
+        const predictionsOfOthers: unknown[] = []
+        const isDone = await runAll(
+          [...evalPlans, ...(otherPlans ?? [])],
+          ({ loss, normalizer, outputs }, batch, { of }) => {
+            for (const prediction of open.predict(outputs, batch.examples)) {
+              ;(of === others ? predictionsOfOthers : predictions).push(prediction)
+            }
+            if (of === others) return
+            sum += loss * normalizer
+            total += normalizer
+          },
+          factors,
+        )
         if (!isDone) return undefined
         const loss = sum / total
         // Metrics of a loss that is not finite say nothing.
@@ -93,6 +104,7 @@ export function recordLessons(run: Run, learner: Learner): Lessons {
         const result = {
           loss,
           predictions,
+          others: others && predictionsOfOthers,
           // Read again only if they are needed: as objects, examples take much more memory than in the store.
           get examples() {
             return evalPlans.flatMap((plan) => batchOf(plan.of, plan).examples)

@@ -66,6 +66,8 @@ export interface EvaluationEvent {
   loss: number
   /** Other metrics of the task, by name: perplexity, accuracy, … */
   metrics: Record<string, number>
+  /** The part of the change that was evaluated, if not all of it. */
+  strength?: number
 }
 
 export type Evaluation = Readonly<EvaluationEvent>
@@ -137,6 +139,8 @@ export interface TrainReport {
   warnings: string[]
   /** The step whose weights the adapter has: the last, or with `keep: 'best'` that of the best evaluation; may be 0. */
   keptStep: number
+  /** The part of its change that a new adapter for search kept, because it does better: 1, 0.5 or 0.25 of alpha. */
+  strength: number
   /** True if `earlyStopping` ended the run before its last step. */
   stoppedEarly: boolean
   /** Null without evaluation data, or when interrupted. `after` is of the weights that the adapter has. */

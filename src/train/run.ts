@@ -2,6 +2,7 @@
 // from, are here too.
 
 import type { DataError } from '../core/base/errors.js'
+import type { LoraAdapter } from '../lora/adapter.js'
 import type { LoraConfig } from '../lora/config.js'
 import type { DtypeChoice } from '../model/graph-file.js'
 import type { MemoryLimit } from '../model/memory.js'
@@ -71,6 +72,10 @@ export interface Run extends SessionParts {
   /** {@link OpenTask.cost} of each example. */
   readonly costs: Int32Array
   readonly evalExamples: Examples<unknown> | undefined
+  /** What the report says besides, such as that there are too few records to tell something. */
+  readonly doubts: readonly string[]
+  /** The loop replaces a new adapter if a part of its change does better. */
+  adapter: LoraAdapter
   readonly facts: DataFacts
   readonly place: RunPlace | undefined
 }
@@ -85,8 +90,8 @@ export interface Lessons {
   ): Promise<{ loss: number; tokens: number; examples: number; rewards?: RewardMetrics | undefined }>
   /** Runs before the first step, such as the scores of a reference. */
   before?(): Promise<void>
-  /** Evaluates. Returns undefined if the signal ends it. */
-  evaluate?(): Promise<Omit<EvaluationEvent, 'step'> | undefined>
+  /** Evaluates, perhaps other values of the factors. Returns undefined if the signal ends it. */
+  evaluate?(factors?: readonly Float32Array[]): Promise<Omit<EvaluationEvent, 'step'> | undefined>
   /** Returns answers for people to read, or undefined if there are none. */
   sample?(): Promise<SampleEvent['samples'] | undefined>
   /** Returns false between steps that belong together: the run is neither saved nor stopped there. */

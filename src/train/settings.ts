@@ -11,7 +11,8 @@ export type Keep = 'last' | 'best'
 /** How a run trains: the settings that the engine gets, each with a value. */
 export interface TrainSettings {
   /**
-   * Passes over the data. With a part of a pass, the number of steps is rounded up, as in TRL.
+   * Passes over the data. With a part of a pass, the number of steps is rounded up, as in TRL. For vectors the default
+   * is 5.
    * @range a finite number above 0
    * @help passes over the data; 0.5 is half a pass
    * @default 1
@@ -29,7 +30,7 @@ export interface TrainSettings {
    */
   batchSize: number
   /**
-   * Batches in a step of the optimizer.
+   * Batches in a step of the optimizer. For vectors the default makes steps of 64 pairs.
    * @range an integer of at least 1
    * @default 1
    */
@@ -42,7 +43,7 @@ export interface TrainSettings {
   maxLength: number | undefined
   /**
    * Highest learning rate of the schedule. The default falls with the width of the model: 2e-3 at 576, 4e-4 at 2,048.
-   * For labels and vectors, it is one of the task's own, with LoRA+ 16.
+   * For labels it is one of the task's own, with LoRA+ 16, and for vectors 2e-4.
    * @range a number in (0, 10]
    */
   learningRate: number
@@ -64,7 +65,7 @@ export interface TrainSettings {
   warmupSteps: number | undefined
   /**
    * LoRA+ (Hayou et al. 2024, arXiv 2402.12354): the learning rate of B and of biases is that of all other tensors
-   * times this number. Default: 1; 16 with the rates of labels and vectors.
+   * times this number. Default: 1; 16 with the rates of labels.
    * @range a number in [1, 1000]
    */
   loraPlusRatio: number | undefined
@@ -122,13 +123,16 @@ export interface TrainSettings {
   evalEvery: number | undefined
   /**
    * Whose weights the run ends with: those of the last step, or those of the best evaluation. If none is
-   * better than the one before the first step, the adapter stays as it was before it.
+   * better than the one before the first step, the adapter stays as it was before it. Runs for search with records to
+   * evaluate keep the best by default, and take a half or a quarter of a new adapter's change if that does better.
    * @default last
    */
   keep: Keep
   /**
    * The measure that tells the best evaluation: `loss`, or a metric of the task, such as accuracy or mrr. Lower is
-   * better for loss and perplexity, higher for all others.
+   * better for loss and perplexity, higher for all others. Of several with commas, each decides if those before it are
+   * equal. In search the default is corpusRecall@10,corpusMrr: how often the document of a question is among the first
+   * ten of all in the data, and the mean of 1 / its place.
    * @default loss
    * @flag NAME
    */
@@ -192,17 +196,43 @@ type SettingsInput = { readonly [K in keyof TrainSettings]?: TrainSettings[K] | 
 export function withDefaultRate(
   settings: TrainSettings,
   input: SettingsInput,
-  { learningRate, rateShare = 1 }: Pick<Task, 'learningRate' | 'rateShare'>,
+  {
+    learningRate,
+    loraPlusRatio: ratio = 16,
+    rateShare = 1,
+  }: Pick<Task, 'learningRate' | 'loraPlusRatio' | 'rateShare'>,
   { widths, trainsBase }: { widths: readonly number[]; trainsBase: boolean },
 ): TrainSettings {
   if (input.learningRate !== undefined || input.preset !== undefined) return settings
   const { loraPlusRatio } = settings
-  if (learningRate !== undefined) return { ...settings, learningRate, loraPlusRatio: loraPlusRatio ?? 16 }
+  if (learningRate !== undefined) return { ...settings, learningRate, loraPlusRatio: loraPlusRatio ?? ratio }
   const width = [...widths].sort((a, b) => a - b)[Math.floor(widths.length / 2)] ?? Number.POSITIVE_INFINITY
   const byWidth = Math.max(2e-3 * (576 / width) ** 1.25, LOWEST_RATE)
   const rate = Math.min(byWidth, trainsBase ? 1e-3 : HIGHEST_RATE) * (rateShare / (loraPlusRatio ?? 1))
   // Two digits are the same on all machines, and are what people read.
   return { ...settings, learningRate: Number(rate.toPrecision(2)) }
+}
+
+/** The settings of a task that chooses weights by a metric of its own, if the caller says nothing else. */
+export function withBest(settings: TrainSettings, input: SettingsInput, metric: string | undefined): TrainSettings {
+  if (metric === undefined || input.preset !== undefined) return settings
+  const keep = input.keep ?? 'best'
+  return { ...settings, keep, ...(usesBest({ ...settings, keep }) && { bestMetric: input.bestMetric ?? metric }) }
+}
+
+/** The settings with the passes and the size of a step that the task has of its own. Batches stay as large. */
+export function withTaskDefaults(
+  settings: TrainSettings,
+  input: SettingsInput,
+  { epochs = settings.epochs, stepSize }: Pick<Task, 'epochs' | 'stepSize'>,
+): TrainSettings {
+  if (input.preset !== undefined) return settings
+  const batches = stepSize && Math.max(1, Math.round(stepSize / settings.batchSize))
+  return {
+    ...settings,
+    epochs: input.epochs ?? epochs,
+    gradientAccumulation: input.gradientAccumulation ?? batches ?? settings.gradientAccumulation,
+  }
 }
 
 export function resolveSettings(input: SettingsInput): TrainSettings {

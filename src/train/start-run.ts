@@ -13,7 +13,7 @@ import type { Model } from '../model/model-folder.js'
 import { placedModel, placeFactors } from '../model/place/place.js'
 import { ExampleStore } from '../model/text/example-store.js'
 import { readGraph } from '../onnx/view/graph.js'
-import { checkOptions, checkParts } from './check-options.js'
+import { checkEvaluated, checkOptions, checkParts } from './check-options.js'
 import { copiesOf, rowsOfRun } from './engine/sessions.js'
 import { joinGraphs } from './graph/joined-graph.js'
 import { checkReach } from './graph/reach.js'
@@ -26,17 +26,18 @@ import { type EncodedRows, type EncodeOptions, encodeContext, encodeRows } from 
 import { DataFacts } from './rows/facts.js'
 import type { Run, RunContext } from './run.js'
 import { placeOf } from './saved/run-place.js'
-import { resolveSettings, type TrainSettings, withDefaultRate } from './settings.js'
-import { withPrompts } from './tasks/prompts.js'
+import { holdOut, PairsToHoldOut } from './search/held-out.js'
+import { resolveSettings, type TrainSettings, withBest, withDefaultRate, withTaskDefaults } from './settings.js'
 import { type Examples, isEvaluatedWhole, type OpenTask, type Task } from './tasks/task.js'
 import { taskOfRow } from './tasks/task-of-row.js'
 import { loadTask, tasksFor } from './tasks/tasks.js'
+import { withPrompts } from './tasks/vectors/prompts.js'
 
 /** The longest text for which memory is planned if the texts come during the run, and no option limits them. */
 const USUAL_LENGTH = 1024
 
 export async function startRun(given: TrainInput, around: RunContext = {}): Promise<Run> {
-  const asked = resolveSettings(given)
+  let asked = resolveSettings(given)
   const config = checkOptions(given, asked)
   const { on = {}, modules, evalData } = given
   const model = await joinGraphs(given.model)
@@ -47,6 +48,7 @@ export async function startRun(given: TrainInput, around: RunContext = {}): Prom
   const task = around.task ?? (await taskFor(given, source.first))
   checkTable(given.taskOptions, `the task ${task.name}`, task.options ?? {})
   await checkTask(task, joined)
+  asked = withTaskDefaults(asked, given, task)
   const place = await placeOf(given)
   const taskOptions = withPrompts(task, given.taskOptions, given.adapter)
   const options = { ...joined, taskOptions, task: task.name as TrainInput['task'] }
@@ -55,23 +57,29 @@ export async function startRun(given: TrainInput, around: RunContext = {}): Prom
   on.stage?.('encode')
   const facts = new DataFacts()
   const reading = { options, task, around, facts, config, settings: asked }
-  const isSplit = given.evalSplit !== undefined
-  const { heldOut, ...records } = around.task ? noRecords() : await encode(reading, source, isSplit ? 'split' : 'data')
-  const evaluation =
+  const part = (given.evalSplit ?? 0) > 0 ? 'split' : 'data'
+  const { heldOut, pairs, ...records } = around.task ? noRecords() : await encode(reading, source, part)
+  const isAsked = evalData !== undefined || given.evalSplit !== undefined
+  const held = isAsked || around.isElsewhere ? undefined : pairs && holdOut(records.kept.examples, pairs)
+  if (held?.note !== undefined) on.note?.(held.note)
+  const evaluated =
     evalData === undefined
-      ? heldOut
-      : (await encode(reading, await sourceOf(given, evalData, 'evalData', around), 'evalData')).kept
-  const examples = asked.packing ? pack(task, records.kept.examples, asked, model) : records.kept.examples
+      ? (held?.evaluated ?? heldOut.examples)
+      : (await encode(reading, await sourceOf(given, evalData, 'evalData', around), 'evalData')).kept.examples
+  const kept = held?.trained ?? records.kept.examples
+  const examples = asked.packing ? pack(task, kept, asked, model) : kept
   const open = task.open(model, examples, taskOptions, { newHead: asked.newHead, teacher: given.teacher })
+  const chosen = withBest(asked, given, evaluated.length > 0 ? open.chooses : undefined)
+  checkEvaluated(chosen, evaluated.length > 0)
   checkOpen(task, open, asked, (given.sample ?? []).length > 0)
   for (const warning of open.warnings ?? []) on.warning?.(warning)
-  if (open.checkEvaluation !== undefined) for (const example of evaluation.examples) open.checkEvaluation(example)
-  if (open.guided !== undefined) await around.embedForGuide?.(open.guided, options, [examples, evaluation.examples])
+  if (open.checkEvaluation !== undefined) for (const example of evaluated) open.checkEvaluation(example)
+  if (open.guided !== undefined) await around.embedForGuide?.(open.guided, options, [examples, evaluated])
   const encoding = await encodeContext({ ...options, pictures: around.pictures })
   const { maxLength = USUAL_LENGTH } = asked
   const costs = task.writesTexts ? new Int32Array(examples.length) : costsOf(open, examples)
   const longest = task.writesTexts ? Math.min(encoding.maxLength, maxLength) : longestOf(costs)
-  const evalLongest = task.writesTexts ? longest : Math.max(longest, longestOf(costsOf(open, evaluation.examples)))
+  const evalLongest = task.writesTexts ? longest : Math.max(longest, longestOf(costsOf(open, evaluated)))
   const copiedBytes = planMemory({ model, open, settings: asked, longest, on }, around.limits)
 
   on.stage?.('prepare')
@@ -83,7 +91,7 @@ export async function startRun(given: TrainInput, around: RunContext = {}): Prom
   await checkParts(adapter, { model, open, modules })
   if (open.labels !== undefined) adapter.labels = open.labels
   if (open.problemType !== undefined) adapter.problemType = open.problemType
-  const settings = withDefaultRate(asked, given, task, layersOf(adapter))
+  const settings = withDefaultRate(chosen, given, task, layersOf(adapter))
   return {
     ...{
       options,
@@ -102,7 +110,8 @@ export async function startRun(given: TrainInput, around: RunContext = {}): Prom
       facts,
     },
     ...{ records, examples, costs, longest, evalLongest },
-    evalExamples: evaluation.rows === 0 ? undefined : evaluation.examples,
+    evalExamples: evaluated.length === 0 ? undefined : evaluated,
+    doubts: held?.doubt === undefined ? [] : [held.doubt],
   }
 }
 
@@ -126,7 +135,7 @@ function noRecords() {
   const none = (): EncodedRows => {
     return { examples: new ExampleStore(), rows: 0, truncatedRecords: 0, skippedRecords: 0, notes: new Map() }
   }
-  return { kept: none(), heldOut: none(), maxLength: 0, chatTemplate: undefined }
+  return { kept: none(), heldOut: none(), maxLength: 0, chatTemplate: undefined, pairs: undefined }
 }
 
 /** Refuses options that need more of the task. */
@@ -244,10 +253,14 @@ async function encode(
   part: 'data' | 'split' | 'evalData',
 ) {
   const isHeldOutWhole = isEvaluatedWhole(task)
+  let pairs = task.pairs && new PairsToHoldOut()
   const onRow: EncodeOptions['onRow'] = (row, encoded, isHeldOut, record) => {
     const isEvaluation = isHeldOut || part === 'evalData'
     facts.add(record, isEvaluation)
     around.onRow?.(row, encoded, isEvaluation)
+    const ofRow = pairs && task.pairs!(row)
+    if (ofRow === undefined) pairs = undefined
+    else for (const pair of ofRow) pairs!.add(pair)
   }
   const encoded = await encodeRows(rows, {
     ...options,
@@ -268,7 +281,7 @@ async function encode(
   for (const note of new Set([...kept.notes.keys(), ...heldOut.notes.keys()])) {
     warn((kept.notes.get(note) ?? 0) + (heldOut.notes.get(note) ?? 0), note)
   }
-  return encoded
+  return { ...encoded, pairs }
 }
 
 function nameOf(data: TrainingData, name: string): string {

@@ -11,6 +11,7 @@
 //   saved/                   folders of runs, and how a stopped run goes on
 //   evaluate/                metrics of finished adapters
 //   search/                  questions to a corpus
+//   calls/                   requests for calls of functions, and which answers are right
 //   loop/                    loops of the caller, and runs in which the model writes the texts
 //   handoff/                 a run that goes on in TRL
 
@@ -28,7 +29,7 @@ export async function train(given: TrainInput, around: RunContext = {}): Promise
   return withPictures(given, async (pictures) => {
     const startedAt = performance.now()
     const run = await startRun(given, { ...around, pictures })
-    const { adapter, task, open, records } = run
+    const { task, open, records } = run
     const result = await withRunPlace(run.place, async (place) => {
       const learner = await Learner.open(run)
       try {
@@ -39,6 +40,7 @@ export async function train(given: TrainInput, around: RunContext = {}): Promise
         await learner.close()
       }
     })
+    const { adapter } = run
     const { truncatedRecords, skippedRecords } = records.kept
     const report = {
       ...result,

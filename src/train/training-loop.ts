@@ -15,6 +15,7 @@ import { History, type RunReport } from './saved/history.js'
 import type { RunPlace } from './saved/run-folder.js'
 import type { RunWriter } from './saved/run-writer.js'
 import { learningRates, usesBest, warmupStepsOf } from './settings.js'
+import { canBeWeaker, WEAKER, weaker, withStrength } from './strength.js'
 
 /** What a step adds to metrics.jsonl and the report. */
 const STEP_BYTES = 500
@@ -33,7 +34,7 @@ export async function runLessons(
   run: Run,
   place: RunPlace | undefined,
 ): Promise<RunReport> {
-  const { settings, on, adapter, around } = run
+  const { settings, on, around } = run
   const { signal, keepState = false } = run.options
   const { isWhole = () => true } = lessons
   const loop = new Loop(learner, lessons, run, place)
@@ -62,11 +63,12 @@ export async function runLessons(
     // If only writing is left, the state would go again at once.
     await loop.save(!isOver || lessons.evaluate !== undefined || lessons.sample !== undefined || keepState)
     if (isOver && history.latest?.step !== steps) await loop.evaluate(steps)
-    const isDone = isOver && (lessons.evaluate === undefined || history.latest?.step === steps)
+    const isWholeRun = isOver && (lessons.evaluate === undefined || history.latest?.step === steps)
+    const isDone = isWholeRun && (await loop.chooseStrength())
     if (isDone && history.samples.at(-1)?.step !== steps) await loop.sample(steps)
     // The last evaluation may be the best.
     if (isDone && (history.keepsBest || keepState)) await loop.save()
-    const warnings = isDone ? doubtsOf(history, adapter) : []
+    const warnings = isDone ? [...doubtsOf(history, run.adapter), ...run.doubts] : []
     const report = { ...history.report(isDone, learner.sessions.runtimeName), warnings }
     if (isDone) await loop.finish(report, await base)
     return report
@@ -81,6 +83,8 @@ class Loop {
   writer: RunWriter | undefined
   readonly #rateOf: (step: number) => number
   #fingerprint: Record<string, string> = {}
+  /** The change of a new adapter of plain LoRA, which starts without one, may also be taken in part. */
+  readonly #isInParts: boolean
   /** The engine is gone, and the adapter has its factors. */
   #isClosed = false
 
@@ -90,7 +94,8 @@ class Loop {
     private readonly run: Run,
     private readonly place: RunPlace | undefined,
   ) {
-    const { settings, task } = run
+    const { settings, task, open, adapter } = run
+    this.#isInParts = open.chooses !== undefined && settings.keep === 'best' && canBeWeaker(adapter)
     this.history = new History(settings, task.lowerIsBetter, lessons.totalSteps)
     this.#rateOf = learningRates(settings, lessons.totalSteps)
   }
@@ -181,14 +186,40 @@ class Loop {
       return this.#fail(`evaluation after step ${step}`, `the loss is ${evaluation.loss}`)
     }
     const { best, keepsBest } = history
-    best.value(evaluation)
+    best.values(evaluation)
     if (step === 0) best.start = evaluation
-    const isKept = step === 0 || (best.add(evaluation) && best.isGain(evaluation))
+    const isKept = step === 0 || (best.add(evaluation) && (this.#isInParts || best.isGain(evaluation)))
     if (isKept && keepsBest) await this.learner.engine.keepBest()
     history.evaluations.push(evaluation)
     run.on.evaluation?.({ ...evaluation, metrics: { ...evaluation.metrics } })
     if (step > 0) await this.sample(step)
     return evaluation
+  }
+
+  /**
+   * Tries the best weights with a half and a quarter of their change, and takes the smaller alpha if it is better. Even
+   * if all of the change makes things worse, a part may not. Returns false if the run is interrupted meanwhile.
+   */
+  async chooseStrength(): Promise<boolean> {
+    const { learner, lessons, history, run } = this
+    const { state } = history.best
+    if (!this.#isInParts || state === undefined || state.best.strength !== undefined) return true
+    const { best: factors = [] } = await learner.engine.state()
+    let chosen = 1
+    for (const strength of WEAKER) {
+      const result = await lessons.evaluate!(weaker(learner.names, factors, strength))
+      if (result === undefined) return false
+      const evaluation = { step: state.best.step, ...result, strength }
+      if (history.best.addPart(evaluation)) chosen = strength
+    }
+    if (history.best.kept?.step !== 0 && chosen < 1) run.adapter = withStrength(run.adapter, chosen)
+    return true
+  }
+
+  /** The weights that the adapter gets. */
+  #kept({ best, parameters }: EngineState): readonly Float32Array[] {
+    const isStart = this.#isInParts && this.history.best.kept?.step === 0
+    return isStart && best !== undefined ? weaker(this.learner.names, best, 0) : (best ?? parameters)
   }
 
   async sample(step: number): Promise<void> {
@@ -204,7 +235,7 @@ class Loop {
     if (!engine.parameters.every((values) => values.every(Number.isFinite))) {
       return this.#fail(`step ${history.steps}`, 'its update gave weights that are not finite')
     }
-    await learner.writeFactors(engine.best ?? engine.parameters)
+    await learner.writeFactors(this.#kept(engine))
     const run = history.state(this.#fingerprint)
     await this.writer?.save(this.run.adapter, withState ? { names: learner.names, engine, run } : undefined)
   }
@@ -215,7 +246,7 @@ class Loop {
     if (history.steps === 0 || typeof error !== 'object' || error === null) return error
     const isWritten = error instanceof NumericError || error instanceof RuntimeError || this.#isClosed
     const engine = isWritten ? undefined : await learner.engine.state().catch(() => undefined)
-    if (engine !== undefined) await learner.writeFactors(engine.best ?? engine.parameters)
+    if (engine !== undefined) await learner.writeFactors(this.#kept(engine))
     return Object.assign(error, { adapter: this.run.adapter })
   }
 

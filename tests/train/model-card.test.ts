@@ -22,6 +22,7 @@ const parts: CardParts = {
   evalData: ['data/held: "out".csv'],
   evalShare: undefined,
   evaluate: undefined,
+  repeat: undefined,
   metrics: { loss: 1.25, perplexity: 3.49034, nothing: Number.NaN },
   before: { loss: 2.5 },
   settings: { steps: 3, rank: 4, absent: undefined },

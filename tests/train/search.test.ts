@@ -11,6 +11,7 @@ import {
   type Model,
   NumericError,
 } from '../../src/api/node.js'
+import { checkRanges, quantized, rangesOf } from '../../src/run/readings/quantize.js'
 import type { TrainingData } from '../../src/train/options.js'
 import { readCorpus, readQuestions } from '../../src/train/search/corpus.js'
 import { measuresOf } from '../../src/train/search/measures.js'
@@ -63,6 +64,24 @@ describe('measures of a ranking', () => {
     expect(best(scores, 9)).toEqual([1, 3, 0, 2, 4])
     expect([0, 1, 2, 3, 4].map((i) => rankOf(scores, i))).toEqual([3, 1, 4, 2, 5])
     expect(() => [...similarities([Float32Array.of(1)], [Float32Array.of(1, 0)])]).toThrow(/different sizes/)
+  })
+})
+
+describe('vectors of few bits', () => {
+  const vectors = Object.keys(golden.vectors)
+    .filter((name) => name.startsWith('d'))
+    .map((name) => Float32Array.from(golden.vectors[name]))
+  const ranges = rangesOf(vectors.slice(0, 9))
+
+  it.each(['int8', 'uint8', 'binary', 'ubinary'] as const)('are those of sentence-transformers: %s', (precision) => {
+    const found = vectors.slice(9).map((vector) => [...quantized(vector, precision, ranges)])
+    expect(found).toEqual(golden.quantized[precision])
+  })
+
+  it('are refused without the values that bytes stand for, or with those of other vectors', () => {
+    expect(() => checkRanges('int8', undefined)).toThrow(/calibrate/)
+    expect(() => checkRanges('binary', undefined)).not.toThrow()
+    expect(() => quantized(vectors[0], 'uint8', [[0], [1]])).toThrow(/of vectors of another size/)
   })
 })
 

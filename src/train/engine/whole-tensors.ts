@@ -12,7 +12,7 @@ import { FLOAT_DTYPES } from '../../model/match/forms/float-product.js'
 import { readBaseTensor } from '../../model/match/read-base-tensor.js'
 import type { Model } from '../../model/model-folder.js'
 import { linesOf, readFacts } from '../../model/place/facts.js'
-import { place, placedModel, placedOrThrow } from '../../model/place/place.js'
+import { place, placedModel, placedOrThrow, placeWhole } from '../../model/place/place.js'
 import { type PlacedModel, placedAdapter } from '../../model/place/placement.js'
 import { type BaseTensor, baseTensors, requireTrainable } from '../../model/place/tensors.js'
 import { OnnxModel } from '../../onnx/format/model.js'
@@ -33,11 +33,18 @@ function tensorsOf(context: Context): BaseTensor[] {
   const { head } = context.open
   const ofHead = headNames(context)
   return baseTensors(modelOf(context))
-    .map((tensor) => {
-      const { name, module } = tensor
-      return { ...tensor, name: (head?.moduleName(module) ?? module) + name.slice(module.length) }
+    .map(({ name, module, shape }) => {
+      const inPyTorch = head?.moduleName(module) ?? module
+      return { name: inPyTorch + name.slice(module.length), module: inPyTorch, shape }
     })
     .filter(({ name }) => !ofHead.has(name))
+}
+
+/** Finds the place of a tensor that an adapter begins to train. */
+function placeNew(model: PlacedModel, tensor: BaseTensor) {
+  const at = placeWhole(model, tensor)
+  if (at.kind === 'weight') requireTrainable(at.linear, tensor.name)
+  return at
 }
 
 export function savedTensors(context: Context, config: LoraConfig): readonly BaseTensor[] {
@@ -46,23 +53,22 @@ export function savedTensors(context: Context, config: LoraConfig): readonly Bas
   const all = tensorsOf(context)
   const ofHead = headNames(context)
   for (const entry of modulesToSave) {
-    if ([...all.map(({ name }) => name), ...ofHead].some((name) => isInsideModule(moduleOf(name), entry))) continue
-    const modules = all.flatMap(({ name }) => [moduleOf(name), moduleOf(name).replace(/^.*\./, '')])
+    if ([...all.map(({ module }) => module), ...[...ofHead].map(moduleOf)].some((name) => isInsideModule(name, entry)))
+      continue
+    const modules = all.flatMap(({ module }) => [module, module.replace(/^.*\./, '')])
     throw new MismatchError({
       where: 'modulesToSave',
       what: `no module of the model that can be told from its graph is ${JSON.stringify(entry)}`,
       hint: didYouMean(entry, modules, 3),
     })
   }
-  const found = all.filter(({ name }) => modulesToSave.some((entry) => isInsideModule(moduleOf(name), entry)))
+  const found = all.filter(({ module }) => modulesToSave.some((entry) => isInsideModule(module, entry)))
+  const model = modelOf(context)
   for (const tensor of found) {
-    const { name } = requireTrainable(tensor)
-    const isEmbedding = tensor.places.some(
-      (place) => place.kind === 'weight' && (place.linear.isHead || place.linear.form.isLookup),
-    )
-    if (!ensureWeightTying || !isEmbedding) continue
+    const at = placeNew(model, tensor)
+    if (!ensureWeightTying || at.kind !== 'weight' || !(at.linear.isHead || at.linear.form.isLookup)) continue
     throw new UnsupportedError({
-      where: name,
+      where: tensor.name,
       what: 'an embedding cannot be trained whole and stay tied (ensureWeightTying)',
       hint: 'Train it without ensureWeightTying, or adapt it by LoRA',
     })
@@ -76,26 +82,21 @@ export function trainedBiases(
   isAdapted: (module: string) => boolean,
 ): readonly BaseTensor[] {
   if (config.bias === 'none') return []
-  const isMeant = ({ name }: BaseTensor) =>
-    name.endsWith('.bias') && (config.bias === 'all' || isAdapted(moduleOf(name)))
-  const found = tensorsOf(context).filter(isMeant)
-  for (const tensor of found) requireTrainable(tensor)
-  return found
+  const isMeant = ({ name, module }: BaseTensor) =>
+    name.endsWith('.bias') && (config.bias === 'all' || isAdapted(module))
+  return tensorsOf(context).filter(isMeant)
 }
 
 /** Adds tensors to an adapter, with the base's values. PEFT calls that of an adapted layer by the layer inside. */
-export async function addWhole(
-  adapter: LoraAdapter,
-  { model }: Context,
-  tensors: readonly BaseTensor[],
-): Promise<void> {
-  const graph = readGraph(model.onnx)
+export async function addWhole(adapter: LoraAdapter, context: Context, tensors: readonly BaseTensor[]): Promise<void> {
+  const model = modelOf(context)
   for (const tensor of tensors) {
-    const { name, shape, offset } = tensor
+    const { name, module, shape } = tensor
     if (adapter.has(name)) continue
-    const stored = await readBaseTensor(model.onnx, graph, tensor)
+    const at = placeNew(model, tensor)
+    const { offset = 0 } = at.kind === 'vector' ? at : {}
+    const stored = await readBaseTensor(context.model.onnx, model.graph, at, shape[0])
     const data = offset === 0 ? stored : stored.map((value) => value - offset)
-    const module = moduleOf(name)
     const key = adapter.has(module) ? `${module}.base_layer${name.slice(module.length)}` : name
     adapter.addReplacement(name, { data, shape }, { key })
   }

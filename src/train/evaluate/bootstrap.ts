@@ -14,6 +14,26 @@ export interface Interval {
 /** Computes metrics over records. `records` holds their indices, which may occur several times. */
 export type Statistic = (records: ArrayLike<number>) => Readonly<Record<string, number>>
 
+/** The means of measures over records. Records without a measure, NaN, do not count for it. */
+export function meansOf(measures: readonly Readonly<Record<string, number>>[]): Statistic {
+  const names = Object.keys(measures[0] ?? {})
+  const columns = names.map((name) => Float64Array.from(measures, (values) => values[name]))
+  const kept = names.map((name, i) => [name, columns[i]] as const).filter(([, column]) => !column.every(Number.isNaN))
+  return (records) => {
+    const meanOf = (column: Float64Array) => {
+      let [sum, count] = [0, 0]
+      for (let i = 0; i < records.length; i++) {
+        const value = column[records[i]]
+        if (Number.isNaN(value)) continue
+        sum += value
+        count++
+      }
+      return sum / count
+    }
+    return Object.fromEntries(kept.map(([name, column]) => [name, meanOf(column)]))
+  }
+}
+
 export function bootstrap(
   models: readonly Statistic[],
   count: number,

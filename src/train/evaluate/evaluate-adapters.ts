@@ -10,6 +10,7 @@ import { otherWeights } from '../../model/base-record.js'
 import { namedLabels } from '../../model/heads/heads.js'
 import type { Model } from '../../model/model-folder.js'
 import { placedModel, placeFactors } from '../../model/place/place.js'
+import type { CallMatch } from '../../model/text/calls/compare.js'
 import { readGraph } from '../../onnx/view/graph.js'
 import { ModelSession } from '../../run/model-session.js'
 import { checkParts } from '../check-options.js'
@@ -21,12 +22,13 @@ import type { TrainInput } from '../options.js'
 import { batchOf, longestOf, planEvaluation } from '../rows/batches.js'
 import { encodeContext, encodeRow, withPictures } from '../rows/examples.js'
 import { resolveSettings } from '../settings.js'
-import { withPrompts } from '../tasks/prompts.js'
 import type { EncodeContext, OpenTask, Question, Task } from '../tasks/task.js'
 import { defaultTask } from '../tasks/task-of-row.js'
 import { loadTask, taskOfType } from '../tasks/tasks.js'
+import { withPrompts } from '../tasks/vectors/prompts.js'
 import { checkJudge, countTexts, type JudgeSettings, judge, type TextCounts, textMetrics } from './answers.js'
 import { bootstrap, type Interval, type Statistic } from './bootstrap.js'
+import type { Difference, DifferingRecord, EvaluatedModel, EvaluateReport } from './report.js'
 
 /** Callbacks of an evaluation. If one throws an error, the evaluation stops. */
 export interface EvaluateEvents extends ToolEvents {
@@ -66,6 +68,18 @@ export interface EvaluateSettings
    * @default 1,10
    */
   readonly at?: readonly number[] | undefined
+  /**
+   * `calls`: whether chats with tools are answered by the right calls of functions, in place of the loss. A request is
+   * each answer of a chat, with the chat before it.
+   */
+  readonly measure?: 'calls' | undefined
+  /**
+   * When calls count as equal. `values`: equal numbers and texts, with the defaults of the schema, in any order.
+   * `bfcl`: as the checker of the Berkeley Function Calling Leaderboard does it; records may have `answers` with
+   * possible values.
+   * @default values
+   */
+  readonly match?: CallMatch | undefined
   /** The name of the adapter that all other models are compared with. Default: the base. */
   readonly against?: string | undefined
   /**
@@ -94,60 +108,6 @@ export interface EvaluateSettings
   readonly differing?: number | undefined
   /** Callbacks. Default: warnings go to console.warn. `{}` is silent. */
   readonly on?: EvaluateEvents | undefined
-}
-
-/** The difference of a metric between two models. */
-export interface Difference extends Interval {
-  /** True if the whole interval is at or on the better side of 0. This is what a gate asks for. */
-  readonly isNoWorse: boolean
-}
-
-/** The metrics of one model. */
-export interface EvaluatedModel {
-  /** The name of the adapter; null for the base. */
-  readonly name: string | null
-  /** Metrics by name, the loss first. Losses are in nats. chrF goes from 0 to 100, shares from 0 to 1. */
-  readonly metrics: Readonly<Record<string, Interval>>
-  /** These metrics minus the metrics of the first model, paired by record; null for the first model. */
-  readonly differences: Readonly<Record<string, Difference>> | null
-  /** How often the judge found its answers better than the first model's answers, as good, or worse. */
-  readonly judged?: { readonly won: number; readonly tied: number; readonly lost: number }
-  /** How long its runs took, without opening the model. */
-  readonly seconds: number
-}
-
-/** A record on which the models differ. */
-export interface DifferingRecord {
-  /** File and line: `chats.jsonl, line 3`. */
-  readonly where: string
-  /** The record as JSON, cut to 2000 characters. */
-  readonly record: string
-  /** The loss of each model, or the metric that is named, in the order of the models. */
-  readonly values: readonly number[]
-  /**
-   * The wanted answer. `answers` are the answers of the models. Both are undefined without `generate`. With a corpus:
-   * the relevant documents, and the first results of each model, the relevant ones with a check mark.
-   */
-  readonly wanted?: string
-  readonly answers?: readonly string[]
-}
-
-/** The result of an evaluation. */
-export interface EvaluateReport {
-  readonly task: string
-  readonly records: number
-  /** Tokens of all examples. A picture counts with all tokens that the model makes of it. */
-  readonly tokens: number
-  /** How many documents the corpus has, if questions were asked of one. */
-  readonly documents?: number
-  /** Metrics that are better when they are lower. */
-  readonly lowerIsBetter: readonly string[]
-  /** The models, the base first. The base is missing if it has no head for the task's labels. */
-  readonly models: readonly EvaluatedModel[]
-  /** The metric by which records differ; null if no metric can be computed for single records. */
-  readonly differBy: string | null
-  /** The records that differ most, the largest difference first. */
-  readonly differing: readonly DifferingRecord[]
 }
 
 const MAX_RECORD = 2000

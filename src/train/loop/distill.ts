@@ -66,15 +66,22 @@ export async function teacherLessons(run: Run, learner: Learner): Promise<Lesson
   const limits = { maxNewTokens: maxCompletionLength, temperature, topP, topK: topK || Number.POSITIVE_INFINITY }
   const teacher = given.teacher!
   const trainer = new Trainer(learner, run)
-  const write = async (_: Trainer, rows: readonly PromptRow[], seed: number): Promise<Written> => {
+  const write = async (_: Trainer, rows: readonly PromptRow[], seed: number, given = limits): Promise<Written> => {
     const prompts = rows.map(({ prompt }) => prompt)
-    return { samples: (await trainer.sample(prompts, { ...limits, seed })).flat() }
+    return { samples: (await trainer.sample(prompts, { ...given, seed })).flat() }
   }
   const each = { textsPerPrompt: 1, iterations: 1 }
+  const measuredBy = (agreed: (samples: readonly Sample[]) => Promise<readonly Agreed[]>) => ({
+    measure: async (trainer: Trainer, rows: readonly PromptRow[]) => {
+      const { samples } = await write(trainer, rows, 0, { ...limits, temperature: 0 })
+      return (await agreed(samples)).map(agreementOf)
+    },
+  })
   if ('url' in teacher) {
     const server = await openServer(teacher, options, model)
     return promptLessons<Written>(run, trainer, {
       ...each,
+      ...measuredBy((samples) => Promise.all(samples.map((sample) => server.agreed(sample)))),
       async write(...given) {
         const { samples } = await write(...given)
         const reference = await Promise.all(samples.map(({ ids }) => server.logprobs(ids)))
@@ -87,17 +94,53 @@ export async function teacherLessons(run: Run, learner: Learner): Promise<Lesson
   const local = await openTeacher(teacher, model, { temperature, batchSize, threads })
   const open = run.open as unknown as DistilledTokens
   open.teach = local.teach
+  const plansOf = (examples: readonly Example[]) => {
+    const limit = model.contextLength ?? Number.POSITIVE_INFINITY
+    return planEvaluation(
+      examples.map(({ inputIds }) => inputIds.length),
+      { batchSize, limit },
+    )
+  }
   return promptLessons<Written>(run, trainer, {
     ...each,
+    ...measuredBy(async (samples) => {
+      const examples = samples.map(exampleOf)
+      const agreed: Agreed[] = []
+      for (const { examples: indices } of plansOf(examples)) {
+        const asked = indices.map((index) => examples[index])
+        const found = agreedIn(await local.teach(asked), asked)
+        for (const [i, index] of indices.entries()) agreed[index] = found[i]
+      }
+      return agreed
+    }),
     write,
     async learn(_, { samples }) {
       const examples = samples.map(exampleOf)
-      const limit = model.contextLength ?? Number.POSITIVE_INFINITY
-      const lengths = examples.map(({ inputIds }) => inputIds.length)
-      const plans = planEvaluation(lengths, { batchSize, limit })
-      return { loss: await learner.forwardBackward(plans.map((plan) => batchOf(examples, plan))) }
+      return { loss: await learner.forwardBackward(plansOf(examples).map((plan) => batchOf(examples, plan))) }
     },
     close: local.close,
+  })
+}
+
+/** For each token of a text: would the teacher have written it too? undefined if it does not tell. */
+type Agreed = readonly (boolean | undefined)[]
+
+function agreementOf(tokens: Agreed) {
+  const told = tokens.filter((token) => token !== undefined)
+  const agreement = told.filter(Boolean).length / told.length
+  return { agreement, loss: 1 - agreement }
+}
+
+/** @param all ln(probability) of each token of the vocabulary at the targets of the examples, (m, V) */
+function agreedIn(all: Float32Array, examples: readonly Example[]): Agreed[] {
+  const targets = examples.map(({ labels }) => labels.subarray(1).filter((label) => label !== IGNORED))
+  const width = all.length / targets.reduce((sum, { length }) => sum + length, 0)
+  let row = 0
+  return targets.map((ids) => {
+    return Array.from(ids, (id) => {
+      const values = all.subarray(row * width, ++row * width)
+      return values[id] >= values.reduce((a, b) => Math.max(a, b))
+    })
   })
 }
 
@@ -180,7 +223,13 @@ async function openServer({ url }: TeacherServer, options: DistillOptions, stude
     const body = { model, prompt, max_tokens: 0, echo: true, logprobs: 1 }
     const answer = await postJson(`${url}/completions`, body, { key, what: 'the teacher does not answer' })
     const { choices } = answer as {
-      choices?: { logprobs?: { tokens: string[]; token_logprobs: (number | null)[] } | null }[]
+      choices?: {
+        logprobs?: {
+          tokens: string[]
+          token_logprobs: (number | null)[]
+          top_logprobs?: (Record<string, number> | null)[] | null
+        } | null
+      }[]
     }
     const logprobs = choices?.[0]?.logprobs
     if (Array.isArray(logprobs?.tokens) && Array.isArray(logprobs.token_logprobs)) return logprobs
@@ -201,11 +250,22 @@ async function openServer({ url }: TeacherServer, options: DistillOptions, stude
   if (tokens.length !== plain.length || !plain.every(({ text }, i) => text === tokens[i])) {
     throw otherTokenizer(`${model} at ${url}`, student)
   }
+  const scoresOfAll = async (ids: ArrayLike<number>) => {
+    const scores = await scoresOf(Array.from(ids))
+    if (scores.token_logprobs.length === ids.length) return scores
+    throw otherTokenizer(`${model} at ${url}`, student)
+  }
   return {
     async logprobs(ids: ArrayLike<number>): Promise<Float32Array> {
-      const { token_logprobs: found } = await scoresOf(Array.from(ids))
-      if (found.length !== ids.length) throw otherTokenizer(`${model} at ${url}`, student)
-      return Float32Array.from(found, (value) => value ?? 0)
+      return Float32Array.from((await scoresOfAll(ids)).token_logprobs, (value) => value ?? 0)
+    },
+    async agreed({ ids, weights }: Sample): Promise<Agreed> {
+      const { token_logprobs: found, top_logprobs } = await scoresOfAll(ids)
+      const places = [...weights.keys()].filter((i) => weights[i] !== 0)
+      return places.map((i) => {
+        const top = Object.values(top_logprobs?.[i] ?? {})
+        return top.length === 0 ? undefined : (found[i] ?? 0) >= Math.max(...top)
+      })
     },
   }
 }

@@ -14,6 +14,8 @@ import { takeTurns } from './turns.js'
 
 interface Generation extends Written {
   readonly rewards: RewardMetrics
+  /** The reward of each text of each prompt. */
+  readonly totals: readonly (readonly number[])[]
   readonly examples: readonly Sample[]
 }
 
@@ -39,6 +41,11 @@ export function rewardLessons(run: Run, learner: Learner): Lessons {
       return isFirst
         ? trainer.learnFromSamples(examples, loss, temperature)
         : trainer.forwardBackward(examples, { loss, temperature })
+    },
+    async measure(trainer, rows) {
+      const likeliest = { ...options, numGenerations: 1, temperature: 0 }
+      const { totals } = await generate(trainer, rows, run.options, likeliest, 0)
+      return totals.map(([reward]) => ({ reward, loss: -reward }))
     },
   })
 }
@@ -86,6 +93,7 @@ async function generate(
   return {
     samples,
     examples,
+    totals,
     rewards: {
       reward: meanOf(totals.flat()),
       deviation: meanOf(deviations),

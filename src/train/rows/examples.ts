@@ -4,6 +4,7 @@ import { ConfigError, DataError } from '../../core/base/errors.js'
 import { nextTurn } from '../../core/base/turns.js'
 import type { OnInvalid, Rows } from '../../files/data/row.js'
 import type { Model, TextModel } from '../../model/model-folder.js'
+import type { FunctionTool } from '../../model/text/calls/growing-text.js'
 import { loadChatTemplate, recordTemplate } from '../../model/text/chat-template.js'
 import { type ExampleFile, ExampleStore } from '../../model/text/example-store.js'
 import type { ChatTemplate } from '../../model/text/template.js'
@@ -34,7 +35,14 @@ export interface EncodedSource {
 interface ReadingOptions
   extends Pick<
     TrainInput,
-    'maxLength' | 'chatTemplate' | 'chatTemplateArgs' | 'decodeImage' | 'termsRead' | 'taskOptions'
+    | 'maxLength'
+    | 'chatTemplate'
+    | 'chatTemplateArgs'
+    | 'toolForm'
+    | 'toolsInAdapter'
+    | 'decodeImage'
+    | 'termsRead'
+    | 'taskOptions'
   > {
   readonly pictures?: PictureEncoder | undefined
 }
@@ -90,7 +98,12 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
     const hint = `there are ${kept.rows} records in all: raise \`evalSplit\`, or leave it out`
     requireExamples(heldOut, `${name}, the part for evaluation`, maxLength, hint)
   }
-  const chatTemplate = context.used && recordTemplate(context.used.text, options.chatTemplateArgs)
+  const recorded = context.used && recordTemplate(context.used.text, options.chatTemplateArgs)
+  const { knownTools } = context
+  const chatTemplate =
+    recorded && knownTools
+      ? (await import('../../model/text/calls/known-tools.js')).withKnownTools(recorded, knownTools)
+      : recorded
   return { kept, heldOut, maxLength, chatTemplate }
 }
 
@@ -119,8 +132,9 @@ export async function withPictures<T>(
  */
 export async function encodeContext(options: ReadingOptions & { readonly model: TextModel }) {
   const { model, chatTemplate, chatTemplateArgs, decodeImage, pictures, termsRead, taskOptions } = options
+  const { toolForm, toolsInAdapter } = options
   const maxLength = resolveMaxLength(options.maxLength, model.contextLength)
-  const loaded = await loadChatTemplate(model.directory, chatTemplate).then(
+  const loaded = await loadChatTemplate(model.directory, chatTemplate, { toolForm, toolsInAdapter }).then(
     (template) => ({ template: template && (pictures?.template(template, chatTemplateArgs) ?? template) }),
     (error: unknown) => ({ error }),
   )
@@ -133,6 +147,7 @@ export async function encodeContext(options: ReadingOptions & { readonly model: 
     pictures,
     termsRead,
     taskOptions,
+    knownTools: toolsInAdapter ? ([] as FunctionTool[]) : undefined,
     used: undefined as ChatTemplate | undefined,
     chatTemplate(): ChatTemplate | undefined {
       if ('error' in loaded) throw loaded.error

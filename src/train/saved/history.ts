@@ -110,6 +110,7 @@ export class History {
       trainLoss: metrics.map(({ loss }) => loss),
       ...(rewards.length > 0 && { rewards, stepsWithoutSignal: metrics.filter((step) => !hasSignal(step)).length }),
       keptStep: kept?.step ?? steps,
+      strength: kept?.strength ?? 1,
       stoppedEarly: isDone && steps < this.totalSteps,
       evalLoss: before === undefined || after === undefined ? null : { before, after: after.loss },
       evalMetrics: after === undefined ? null : { ...after.metrics },

@@ -37,6 +37,8 @@ function partsOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run:
   const isVectors = use.command?.[0] === 'embed'
   const metrics: Readonly<Record<string, number>> = evalLoss === null ? {} : { loss: evalLoss.after, ...evalMetrics }
   const before: typeof metrics = evalLoss === null ? {} : { loss: evalLoss.before, ...evaluations[0]?.metrics }
+  const repeat = sources && !options.adapter ? `train --config ${runFile} --out again` : undefined
+  const isEvaluated = sources?.evalData !== undefined && !task.writesTexts
   const shown: Readonly<Record<string, unknown>> = {
     task: task.name,
     steps,
@@ -54,7 +56,7 @@ function partsOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run:
     ...Object.fromEntries(
       Object.entries(run.facts.writers).map(([writer, count]) => [`records that ${writer} wrote`, count]),
     ),
-    'repeat with': sources && !options.adapter ? `\`npx lowrank train --config ${runFile} --out again\`` : undefined,
+    'repeat with': repeat && `\`npx lowrank ${repeat}\``,
   }
   return {
     folder: out?.name ?? '',
@@ -72,9 +74,11 @@ function partsOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run:
     data: names,
     evalData: evalData === undefined ? names : dataNames(sources?.evalData, evalData),
     /** The share of the data that was kept for evaluation, if the metrics are of such a share. */
-    evalShare: evalData === undefined ? evalSplit : undefined,
-    /** Options of `lowrank evaluate` that give the same numbers; undefined if no file has the records. */
-    evaluate: sources?.evalData === undefined ? undefined : evaluateOptions(run, [sources.evalData].flat()),
+    evalShare: evalData === undefined ? (evalSplit ?? heldOutShare(run)) : undefined,
+    /** Options of `lowrank evaluate` that give the same numbers; undefined if no file has the records alone. */
+    evaluate: isEvaluated ? evaluateOptions(run, [sources.evalData].flat()) : undefined,
+    /** The command that trains and measures the same again; undefined if it needs what no file has. */
+    repeat,
     metrics,
     before,
     settings: shown,
@@ -109,6 +113,12 @@ function evaluateOptions({ task, options, settings }: Run, data: readonly string
 }
 
 /** Names of the data in a card: of data in memory, nothing is known. */
+/** The share of the examples that the run held out itself. */
+function heldOutShare({ examples, evalExamples }: Run): number | undefined {
+  if (evalExamples === undefined) return undefined
+  return Number((evalExamples.length / (evalExamples.length + examples.length)).toFixed(2))
+}
+
 function dataNames(sources: RunSources['data'] | undefined, data: TrainingData): string[] {
   if (sources !== undefined) return [sources].flat()
   const files = Array.isArray(data) ? data : [data]
@@ -118,7 +128,8 @@ function dataNames(sources: RunSources['data'] | undefined, data: TrainingData):
 const ID = /^[\w-][\w.-]*\/[\w-][\w.-]*$/
 
 export function modelCard(parts: CardParts): string {
-  const { base, data, evalData, evalShare, evaluate, metrics, before, settings } = parts
+  const { base, data, evalData, evalShare, evaluate, repeat, metrics, before, settings } = parts
+  const measure = evaluate ? `evaluate ${baseFlags(parts)} ${evaluate.join(' ')}` : repeat
   const share = evalShare === undefined ? '' : `${evalShare} of the records in `
   const name = lastOf(parts.folder)
   const entries = Object.entries(metrics).filter(([, value]) => Number.isFinite(value))
@@ -143,9 +154,7 @@ export function modelCard(parts: CardParts): string {
           '| --- | --- | --- |',
           ...numbers,
           '',
-          ...(evaluate === undefined
-            ? []
-            : ['```sh', `npx lowrank evaluate ${baseFlags(parts)} ${evaluate.join(' ')}`, '```', '']),
+          ...(measure === undefined ? [] : ['```sh', `npx lowrank ${measure}`, '```', '']),
         ]),
     ...usage(parts),
     '## Training',

@@ -8,14 +8,9 @@ import { encodeTexts } from '../../model/inputs/token-batch.js'
 import type { Model } from '../../model/model-folder.js'
 import { type InputType, promptOf } from '../../model/sentence-modules.js'
 import { ModelSession } from '../../run/model-session.js'
-import { bootstrap } from '../evaluate/bootstrap.js'
-import type {
-  DifferingRecord,
-  EvaluatedModel,
-  EvaluateReport,
-  EvaluateSettings,
-} from '../evaluate/evaluate-adapters.js'
-import { withVerdicts } from '../evaluate/evaluate-adapters.js'
+import { bootstrap, meansOf } from '../evaluate/bootstrap.js'
+import { type EvaluateSettings, withVerdicts } from '../evaluate/evaluate-adapters.js'
+import type { DifferingRecord, EvaluatedModel, EvaluateReport } from '../evaluate/report.js'
 import type { TrainingData } from '../options.js'
 import { type CorpusDocument, type Question, readCorpus, readQuestions } from './corpus.js'
 import { measuresOf } from './measures.js'
@@ -91,18 +86,7 @@ export async function evaluateSearch(
   } finally {
     await session.dispose()
   }
-  const statistics = contenders.map(({ measures }) => {
-    const metrics = Object.keys(measures[0])
-    const columns = metrics.map((metric) => Float64Array.from(measures, (values) => values[metric]))
-    return (records: ArrayLike<number>) => {
-      const meanOf = (column: Float64Array) => {
-        let sum = 0
-        for (let i = 0; i < records.length; i++) sum += column[records[i]]
-        return sum / records.length
-      }
-      return Object.fromEntries(metrics.map((metric, i) => [metric, meanOf(columns[i])]))
-    }
-  })
+  const statistics = contenders.map(({ measures }) => meansOf(measures))
   const intervals = bootstrap(statistics, questions.length, { resamples, seed })
   const tokensOf = (text: string) => encodeTexts(model, text, undefined, Number.POSITIVE_INFINITY).inputIds.length
   const models = contenders.map(({ name, seconds }, i): EvaluatedModel => {

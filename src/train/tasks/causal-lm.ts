@@ -2,11 +2,15 @@
 // completion of a prompt, or the assistant's turns of a chat. The loss is the cross-entropy in nats per target.
 
 import { ConfigError, DataError, FormatError, UnsupportedError } from '../../core/base/errors.js'
+import { isObject, objectOf } from '../../core/base/options.js'
 import { inputFamily } from '../../model/inputs/family.js'
 import { tokenBatch } from '../../model/inputs/token-batch.js'
 import { tokenInputs } from '../../model/inputs/tokens.js'
 import { checkCausal } from '../../model/match/continues.js'
-import { type Model, requireTokenizer } from '../../model/model-folder.js'
+import { type Model, requireTokenizer, type TextModel } from '../../model/model-folder.js'
+import { checkCall } from '../../model/text/calls/compare.js'
+import { callsIn } from '../../model/text/calls/forms.js'
+import { addKnownTools } from '../../model/text/calls/known-tools.js'
 import { type Chat, chatOf } from '../../model/text/chat.js'
 import { encodeChat } from '../../model/text/chat-encode.js'
 import { type PackedExample, PackedExamples } from '../../model/text/packed-examples.js'
@@ -18,13 +22,28 @@ import type { Value } from '../../onnx/view/builder.js'
 import { readGraph } from '../../onnx/view/graph.js'
 import type { ObjectiveGraph } from '../graph/objective-graph.js'
 import { RECORDS, separateRecords } from '../graph/separate-records.js'
+import {
+  hasSoft,
+  probeSoft,
+  type SoftExample,
+  softFeeds,
+  softLength,
+  softLoss,
+  softTargetsOf,
+} from '../rows/soft-targets.js'
 import { NextTokens, PROBED_TARGETS, probeTargets, rowFeeds, targetsLength } from './next-tokens.js'
 import type { PicturedExample, PictureEncoder } from './pictures/encoder.js'
 import { type PicturedRecord, parsePictured } from './pictures/row-images.js'
 import type { EncodeContext, Encoded, Examples, OpenTask, Question, Task, TaskUse } from './task.js'
 import { predictedRows, tokenProbe } from './token-probe.js'
 
-export const causalLm: Task<PicturedRecord, PicturedExample> = {
+/** How likely another model found the tokens of the last answer: `logprobs` of a choice in OpenAI's API. */
+const LOGPROBS = 'logprobs'
+
+type LmRecord = PicturedRecord & { readonly logprobs?: object }
+type LmExample = PicturedExample & SoftExample
+
+export const causalLm: Task<LmRecord, LmExample> = {
   name: 'causal-lm',
   peftType: 'CAUSAL_LM',
   learns: 'to continue texts, and to answer',
@@ -69,9 +88,13 @@ export const causalLm: Task<PicturedRecord, PicturedExample> = {
     tokenInputs(graph)
   },
 
-  reads: fieldsRead,
+  reads: (row) => [...fieldsRead(row), ...(Array.isArray(row.messages) ? [LOGPROBS] : [])],
 
-  parse: parsePictured,
+  parse(row, where) {
+    const record = parsePictured(row, where)
+    const logprobs = objectOf(row)[LOGPROBS]
+    return record.kind === 'chat' && isObject(logprobs) ? { ...record, logprobs } : record
+  },
 
   async load(record, { model, pictures }) {
     if (record.kind !== 'chat' || record.images === undefined) return record
@@ -88,7 +111,7 @@ export const causalLm: Task<PicturedRecord, PicturedExample> = {
   },
 
   encode(record, context) {
-    const encoded = encode(record, context)
+    const encoded = softened(record, encode(record, context), context.model)
     const { vocabularySize } = context.model
     const tokenizer = requireTokenizer(context.model)
     for (const { inputIds, pictures } of encoded.examples) {
@@ -120,8 +143,9 @@ export const causalLm: Task<PicturedRecord, PicturedExample> = {
   },
 
   pack(examples, length) {
-    if (encoderOf(examples) === undefined) return new PackedExamples(examples, length)
-    throw new ConfigError({ where: 'packing', what: 'records with pictures have rows of their own' })
+    const kind = encoderOf(examples) ? 'pictures' : hasSoft(examples) ? LOGPROBS : undefined
+    if (kind === undefined) return new PackedExamples(examples, length)
+    throw new ConfigError({ where: 'packing', what: `records with ${kind} have rows of their own` })
   },
 
   open: (model, examples) => new CausalLm(model, examples),
@@ -130,6 +154,17 @@ export const causalLm: Task<PicturedRecord, PicturedExample> = {
 function encoderOf(examples: Iterable<PicturedExample>): PictureEncoder | undefined {
   for (const { pictures } of examples) if (pictures !== undefined) return pictures.encoder
   return undefined
+}
+
+function softened({ logprobs }: LmRecord, encoded: Encoded<PicturedExample>, model: TextModel): Encoded<LmExample> {
+  const { examples, notes = [] } = encoded
+  const last = examples.at(-1)
+  if (logprobs === undefined || last === undefined) return encoded
+  const soft = softTargetsOf(logprobs, last, model)
+  const note = `have \`${LOGPROBS}\` of other tokens than the model’s, so that only their texts are learned`
+  return soft === undefined
+    ? { ...encoded, notes: [...notes, note] }
+    : { ...encoded, examples: [...examples.slice(0, -1), { ...last, soft }] }
 }
 
 function encode(record: PicturedRecord, context: EncodeContext): Encoded<PicturedExample> {
@@ -146,10 +181,20 @@ function encode(record: PicturedRecord, context: EncodeContext): Encoded<Picture
     }
     case 'chat': {
       const template = context.chatTemplate()
-      if (template !== undefined) return encodeTurns(record.chat, template, context, record.where)
+      if (template !== undefined) return encodeTurns(withoutTools(record, context), template, context, record.where)
       throw noTemplateForChats(context.model.directory.name)
     }
   }
+}
+
+/** With `toolsInAdapter`, calls are checked here, because nothing else shows the model what fits. */
+function withoutTools({ chat, where }: { chat: Chat; where: string }, { knownTools }: EncodeContext): Chat {
+  if (knownTools === undefined) return chat
+  addKnownTools(knownTools, chat.tools ?? [], where)
+  for (const [i, { tool_calls: calls = [] }] of chat.messages.entries()) {
+    for (const call of callsIn(calls)) checkCall(call, knownTools, `${where}, message ${i + 1}`)
+  }
+  return { ...chat, tools: undefined }
 }
 
 export function noTemplateForChats(where: string): FormatError {
@@ -220,16 +265,18 @@ const OF_PICTURES: TaskUse = {
   onlyMerged: true,
 }
 
-export class CausalLm extends NextTokens<Example> implements OpenTask<PicturedExample> {
+export class CausalLm extends NextTokens<Example> implements OpenTask<LmExample> {
   readonly plainUse: TaskUse | undefined
   readonly #isPacked: boolean
+  readonly #isSoft: boolean
   readonly #pictures: PictureEncoder | undefined
   readonly #inputs: ReturnType<typeof tokenInputs>
   readonly #probe: OpenTask['probe']
 
-  constructor(model: Model, examples: Examples<PicturedExample>) {
+  constructor(model: Model, examples: Examples<LmExample>) {
     super(model, 1)
     this.#isPacked = examples instanceof PackedExamples
+    this.#isSoft = hasSoft(examples)
     const readsPictures = model.graphs.vision_encoder !== undefined
     this.#pictures = this.#isPacked || !readsPictures ? undefined : encoderOf(examples)
     this.plainUse = readsPictures ? OF_PICTURES : undefined
@@ -239,10 +286,11 @@ export class CausalLm extends NextTokens<Example> implements OpenTask<PicturedEx
     const [first, second] = batches.map(({ batch, sequence }, i) => {
       const inputIds = new Int32Array(sequence)
       const examples = Array<Example>(batch).fill({ inputIds, labels: inputIds })
-      return { ...this.#feeds(examples, sequence), ...this.#pictures?.probe[i](), ...probeTargets(PROBED_TARGETS[i]) }
+      const feeds = { ...this.#feeds(examples, sequence), ...this.#pictures?.probe[i]() }
+      return { ...feeds, ...probeTargets(PROBED_TARGETS[i]), ...(this.#isSoft && probeSoft(i)) }
     })
-    const ofPictures = this.#pictures === undefined ? [] : [this.#pictures.length]
-    this.#probe = { feeds: [first, second], lengths: [...lengths, targetsLength(), ...ofPictures] }
+    const others = [...(this.#pictures ? [this.#pictures.length] : []), ...(this.#isSoft ? [softLength()] : [])]
+    this.#probe = { feeds: [first, second], lengths: [...lengths, targetsLength(), ...others] }
   }
 
   get probe(): OpenTask['probe'] {
@@ -255,6 +303,10 @@ export class CausalLm extends NextTokens<Example> implements OpenTask<PicturedEx
     return super.forward(graph)
   }
 
+  protected override besides(graph: ObjectiveGraph, logits: Value, loss: Value): Value {
+    return this.#isSoft ? softLoss(graph, logits, loss) : loss
+  }
+
   cost({ inputIds }: Example): number {
     return inputIds.length
   }
@@ -263,8 +315,8 @@ export class CausalLm extends NextTokens<Example> implements OpenTask<PicturedEx
     await this.#pictures?.prepare(examples)
   }
 
-  collate(examples: readonly PicturedExample[], length: number): Feeds {
-    const feeds = this.#feeds(examples, length)
+  collate(examples: readonly LmExample[], length: number): Feeds {
+    const feeds = { ...this.#feeds(examples, length), ...(this.#isSoft && softFeeds(examples)) }
     if (this.#pictures !== undefined) return this.#pictures.feeds(examples, length, feeds)
     if (encoderOf(examples) === undefined) return feeds
     throw new DataError({ where: 'evaluation data', what: 'it has pictures, and the training data has none' })

@@ -2,6 +2,7 @@
 // does it. The loss compares all vectors of a step, so a step takes two passes.
 
 import { ConfigError, DataError, UnsupportedError } from '../../core/base/errors.js'
+import { Random } from '../../core/base/random.js'
 import { joinedUp } from '../../core/base/tensor.js'
 import { appendDense } from '../../model/dense-layer.js'
 import { appendPooling, textVectors, tokenVectors, trainedPooling } from '../../model/heads/head-rows.js'
@@ -13,6 +14,7 @@ import type { Feeds } from '../../onnx/runtime/runtime.js'
 import type { Value } from '../../onnx/view/builder.js'
 import { readGraph } from '../../onnx/view/graph.js'
 import type { ObjectiveGraph } from '../graph/objective-graph.js'
+import { similarities } from '../search/nearest.js'
 import { EMBEDDING_OPTIONS } from './gen/options.js'
 import { meansOf, retrievalValues, spearman } from './metrics.js'
 import type { Evaluated, Examples, GuideVectors, OpenTask, StepRun, Task } from './task.js'
@@ -72,6 +74,8 @@ export interface EmbeddingOptions {
 const GRADIENT = 'loss/vector-gradients'
 const MASK = 'attention_mask'
 const RECALLS = [1, 10]
+/** More documents would make evaluations as slow as training. */
+const MOST_OTHERS = 2000
 
 const promptsOf = ({ queryPrompt: query, documentPrompt: document }: EmbeddingOptions): Prompts | undefined =>
   query === undefined && document === undefined
@@ -81,7 +85,10 @@ const promptsOf = ({ queryPrompt: query, documentPrompt: document }: EmbeddingOp
 export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
   name: 'embedding',
   peftType: 'FEATURE_EXTRACTION',
-  learningRate: 3e-4,
+  learningRate: 2e-4,
+  loraPlusRatio: 1,
+  epochs: 5,
+  stepSize: 64,
   learns: 'to turn texts into vectors, like ones for like meanings',
   takes: (options) => (options?.loss === 'CachedGISTEmbed' ? ['teacher'] : []),
   records: [
@@ -126,6 +133,8 @@ export const embedding: Task<RelatedTexts, RelatedExample, EmbeddingOptions> = {
 
   parse: parseRelatedTexts,
 
+  pairs: ({ groups, score }) => (typeof score === 'number' && groups[0].length === 2 ? undefined : groups),
+
   encode({ groups, score, isSymmetric }, { model, maxLength, taskOptions = {} }) {
     const options: EmbeddingOptions = taskOptions
     const limit = Math.min(maxLength, model.sentence.maxLength ?? Number.POSITIVE_INFINITY)
@@ -159,6 +168,7 @@ class Embedding implements OpenTask<RelatedExample> {
   readonly #options: EmbeddingOptions
   #guide: GuideVectors | undefined
   readonly rowsOfExample: number
+  readonly chooses: string | undefined
 
   constructor(model: Model, examples: Examples<RelatedExample>, options: EmbeddingOptions) {
     const graph = readGraph(model.onnx)
@@ -170,6 +180,7 @@ class Embedding implements OpenTask<RelatedExample> {
     this.#options = options
     this.#loss = options.loss ?? (first.score === undefined ? 'MultipleNegativesRanking' : 'CosineSimilarity')
     this.#checkOptions()
+    if (!this.#isScored(first)) this.chooses = 'corpusRecall@10,corpusMrr'
     if (this.#loss === 'CachedGISTEmbed') {
       this.guided = {
         texts: (example) => example.texts.map(({ text }) => text!),
@@ -227,8 +238,19 @@ class Embedding implements OpenTask<RelatedExample> {
     return Math.max(...texts.map(({ inputIds }) => inputIds.length))
   }
 
+  /** The documents of training that are no candidates of the evaluation. Each is an example of one text. */
+  others(trained: Examples<RelatedExample>, evaluated: Examples<RelatedExample>): RelatedExample[] {
+    if (this.chooses === undefined) return []
+    const documents = (examples: Examples<RelatedExample>) =>
+      [...examples].flatMap(({ texts }) => texts.slice(1).map((text) => [text.inputIds.join(), text] as const))
+    const known = new Set(documents(evaluated).map(([key]) => key))
+    const others = [...new Map(documents(trained).filter(([key]) => !known.has(key))).values()]
+    const drawn = others.length > MOST_OTHERS ? new Random(0, 'corpus').shuffle(others).slice(0, MOST_OTHERS) : others
+    return drawn.map((text) => ({ texts: [text], score: undefined }))
+  }
+
   collate(examples: readonly RelatedExample[], length: number): Feeds {
-    const all = Array.from({ length: this.rowsOfExample }, (_, i) => examples.map(({ texts }) => texts[i])).flat()
+    const all = Array.from({ length: examples[0].texts.length }, (_, i) => examples.map(({ texts }) => texts[i])).flat()
     return this.#feeds(all, length)
   }
 
@@ -310,8 +332,13 @@ class Embedding implements OpenTask<RelatedExample> {
     return LOSSES[this.#loss] === 'score' && example.score !== undefined
   }
 
-  metrics({ examples, predictions }: Evaluated<RelatedExample>): Record<string, number> {
-    if (!this.#isScored(examples[0])) return meansOf(this.values({ examples, predictions }))
+  metrics({ examples, predictions, others }: Evaluated<RelatedExample>): Record<string, number> {
+    if (!this.#isScored(examples[0])) {
+      const values = meansOf(this.values({ examples, predictions }))
+      if (others === undefined) return values
+      const [rows, documents] = [predictions, others] as (readonly Float32Array[][])[]
+      return { ...values, ...inCorpus(examples, rows, documents.flat()) }
+    }
     const vectors = new StepVectors(predictions as readonly Float32Array[][])
     const found = predictions.map((_, row) => vectors.product(0, row, 1, row))
     return {
@@ -368,6 +395,31 @@ class Embedding implements OpenTask<RelatedExample> {
       `${negatives} negatives, ${count} scores`,
     )
   }
+}
+
+/** How many documents are found among the first ten of all: those of the examples, and others. */
+function inCorpus(
+  examples: readonly RelatedExample[],
+  rows: readonly (readonly Float32Array[])[],
+  others: readonly Float32Array[],
+): Record<string, number> {
+  const unit = (vector: Float32Array) => {
+    const norm = Math.hypot(...vector) || 1
+    return vector.map((value) => value / norm)
+  }
+  const ofExamples = rows[0].slice(1).flatMap((_, column) => rows.map((vectors) => vectors[column + 1]))
+  const candidates = [...ofExamples, ...others].map(unit)
+  const queries = rows.map(([query]) => unit(query))
+  const scores = [...similarities(queries, candidates)].map(({ scores }) => scores.slice())
+  const isSame = sameTexts(examples)
+  const found = retrievalValues(
+    rows.length,
+    (query, candidate) => scores[query][candidate],
+    RECALLS,
+    (query, candidate) => candidate < ofExamples.length && isSame(query, candidate),
+    candidates.length,
+  )
+  return meansOf({ 'corpusRecall@10': found['recall@10'], corpusMrr: found.mrr })
 }
 
 /**

@@ -9,7 +9,7 @@ export function meansOf(values: Readonly<Record<string, readonly number[]>>): Re
 
 /**
  * For query i, whose partner is candidate i: recall@k is 1 if the partner is among the best k, and mrr is 1 / its
- * place. Among equal scores the partner comes last.
+ * place. Among equal scores the partner comes last. There may be more candidates than queries.
  *
  * @param isLeftOut whether a candidate has no place for a query, such as a copy of its partner
  */
@@ -18,11 +18,12 @@ export function retrievalValues(
   score: (query: number, candidate: number) => number,
   ks: readonly number[],
   isLeftOut: (query: number, candidate: number) => boolean = () => false,
+  candidates = count,
 ): Record<string, number[]> {
   const places = Array.from({ length: count }, (_, query) => {
     const partnerScore = score(query, query)
     let place = 1
-    for (let candidate = 0; candidate < count; candidate++)
+    for (let candidate = 0; candidate < candidates; candidate++)
       if (candidate !== query && score(query, candidate) >= partnerScore && !isLeftOut(query, candidate)) place++
     return place
   })

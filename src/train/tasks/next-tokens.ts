@@ -96,6 +96,11 @@ export abstract class NextTokens<Example> {
     const { losses } = graph.losses[graph.losses.length - 1]
     const tokens = g.cast(g.op('ArgMax', [logits], { axis: 1, keepdims: 0 }), DataType.FLOAT)
     graph.predict(g.op('Concat', [g.unsqueeze(tokens, [1]), g.unsqueeze(losses, [1])], { axis: 1 }))
+    return this.besides(graph, logits, loss)
+  }
+
+  /** The loss, with what a task learns from besides the targets. */
+  protected besides(_graph: ObjectiveGraph, _logits: Value, loss: Value): Value {
     return loss
   }
 

@@ -2,6 +2,7 @@
 
 import { isObject, type Kind, kind, listOf, ranged } from '../../core/base/options.js'
 import { LOSSES } from './vectors/losses.js'
+import { RANK_LOSSES } from './vectors/rank-losses.js'
 
 const SHORT_NAMES = { 'in-batch': 'MultipleNegativesRanking', cosine: 'CosineSimilarity', triplet: 'Triplet' } as const
 
@@ -10,6 +11,10 @@ export const LOSS_NAME: Kind = kind(
     .map(([short, name]) => `${short} is ${name}`)
     .join(', ')}`,
   (value) => Object.hasOwn(LOSSES, value as string),
+)
+
+export const RANK_LOSS_NAME: Kind = kind(Object.keys(RANK_LOSSES).join(', '), (value) =>
+  Object.hasOwn(RANK_LOSSES, value as string),
 )
 
 export const DIMENSIONS: Kind = kind('a list of one or more integers of at least 1', (value) => {

@@ -4,6 +4,7 @@ import type { OptionTable } from '../../core/base/options.js'
 import type { DecodeImage, ImageSource } from '../../model/images/image.js'
 import type { Model, TextModel } from '../../model/model-folder.js'
 import type { Prompts } from '../../model/sentence-modules.js'
+import type { FunctionTool } from '../../model/text/calls/growing-text.js'
 import type { MessageOfParts } from '../../model/text/chat.js'
 import type { ChatTemplate } from '../../model/text/template.js'
 import type { Feeds, RuntimeTensor } from '../../onnx/runtime/runtime.js'
@@ -14,8 +15,8 @@ import type { PictureEncoder } from './pictures/encoder.js'
 import type { HeadOptions, TrainedHead } from './trained-head.js'
 
 export type TaskName =
-  | ('causal-lm' | 'dpo' | 'embedding' | 'image-classification' | 'kto' | 'seq2seq' | 'text-classification')
-  | ('token-classification' | 'grpo' | 'distill')
+  | ('causal-lm' | 'dpo' | 'embedding' | 'image-classification' | 'kto' | 'reranking' | 'seq2seq')
+  | ('text-classification' | 'token-classification' | 'grpo' | 'distill')
 
 /** A model at a server with OpenAI's API: its address up to /v1. */
 export interface TeacherServer {
@@ -43,6 +44,8 @@ export interface EncodeContext {
   readonly decodeImage?: DecodeImage | undefined
   /** Reads pictures beside texts; undefined for a model without a vision encoder. */
   readonly pictures?: PictureEncoder | undefined
+  /** Takes the functions of a chat whose prompt does not describe them, with `toolsInAdapter`. */
+  readonly knownTools?: FunctionTool[] | undefined
   /** The settings of the task. */
   readonly taskOptions?: Readonly<Record<string, unknown>> | undefined
   /** True if rows that a provider's model wrote may be read. */
@@ -108,6 +111,11 @@ export interface TaskFacts {
    * rate is derived from the model's width, and the ratio is 1. docs/learning.md has the measurements.
    */
   readonly learningRate?: number
+  /** The LoRA+ ratio with that rate, if not 16. */
+  readonly loraPlusRatio?: number
+  /** The task's own defaults of passes over the data, and of the records in a step. docs/search.md says why. */
+  readonly epochs?: number
+  readonly stepSize?: number
 }
 
 export interface ShownTokens {
@@ -145,6 +153,8 @@ export interface Task<Row = unknown, Example = unknown, Options extends object =
   reads?(row: Readonly<Record<string, unknown>>): readonly string[]
   /** Reads a row of data. Throws DataError if fields are missing or wrong. */
   parse(row: unknown, where: string): Row
+  /** For search: a question, its document and wrong documents for each example; undefined if a row has none. */
+  pairs?(row: Row): readonly (readonly string[])[] | undefined
   /** Reads the files that a row names. */
   load?(row: Row, context: EncodeContext): Promise<Row>
   /** Makes examples of a row. Throws FormatError, MismatchError or ConfigError if the tokenizer cannot be used. */
@@ -211,6 +221,10 @@ export interface OpenTask<Example = unknown> extends Objective {
   readonly plainUse?: TaskUse | undefined
   /** Throws DataError for an evaluation example whose target the training data does not have. */
   checkEvaluation?(example: Example): void
+  /** The metric that chooses the weights and their strength, if the caller names none. */
+  readonly chooses?: string | undefined
+  /** Further examples whose predictions an evaluation needs, such as the other documents that a question may find. */
+  others?(trained: Examples<Example>, evaluated: Examples<Example>): Examples<Example>
   /** Rows of a run for each example. Default 1. */
   readonly rowsOfExample?: number
   /** Rows that run together, if the setting `batchSize` counts something else, such as prompts. */
@@ -254,4 +268,6 @@ export interface Evaluated<Example> {
   readonly loss: number
   readonly examples: readonly Example[]
   readonly predictions: readonly unknown[]
+  /** The predictions of {@link OpenTask.others}, in an evaluation during a run. */
+  readonly others?: readonly unknown[] | undefined
 }

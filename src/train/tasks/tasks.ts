@@ -12,6 +12,8 @@ const LOADERS = {
   kto: async () => (await import('./kto.js')).kto,
   seq2seq: async () => (await import('./seq2seq.js')).seq2seq,
   'text-classification': async () => (await import('./text-classification.js')).textClassification,
+  // After the task whose type of PEFT it shares.
+  reranking: async () => (await import('./reranking.js')).reranking,
   'token-classification': async () => (await import('./token-classification.js')).tokenClassification,
   grpo: async () => (await import('./grpo.js')).grpo,
   distill: async () => (await import('./distill.js')).distill,
@@ -55,20 +57,11 @@ export function checkTaskName(name: string): asserts name is TaskName {
 const OF_FEW_TASKS = ['rewards', 'graderModels', 'onTurn', 'teacher']
 
 /** Options that mean nothing if the texts that are learned come during the run. */
-const OF_RECORDS = [
-  'evalData',
-  'evalSplit',
-  'evalEvery',
-  'earlyStopping',
-  'packing',
-  'sample',
-  'newHead',
-  'decodeImage',
-]
+const OF_RECORDS = ['packing', 'sample', 'newHead', 'decodeImage']
 
 /** Refuses options that the task would ignore, before anything is opened. */
 export async function checkReadByTask(
-  given: Pick<TaskInputs, 'taskOptions'> & { readonly task?: string | undefined; readonly keep?: string | undefined },
+  given: Pick<TaskInputs, 'taskOptions'> & { readonly task?: string | undefined },
 ): Promise<void> {
   const { task: name, taskOptions, ...options } = given
   const task = name === undefined ? undefined : await loadTask(name)
@@ -84,6 +77,4 @@ export async function checkReadByTask(
   if (!task?.writesTexts) return
   const ignored = OF_RECORDS.find((option) => options[option as keyof typeof options])
   if (ignored !== undefined) throw new ConfigError({ where: ignored, what: `not with the task ${name}` })
-  if (options.keep !== 'best') return
-  throw new ConfigError({ where: 'keep', what: `not with the task ${name}`, expected: 'last' })
 }

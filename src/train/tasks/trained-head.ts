@@ -1,7 +1,7 @@
 // The head that a task trains whole: the graph's head if it has the same labels, or a new head as transformers makes it
 // for this type of model.
 
-import { listed, UnsupportedError } from '../../core/base/errors.js'
+import { attempt, listed, UnsupportedError } from '../../core/base/errors.js'
 import type { Random } from '../../core/base/random.js'
 import { elementCount } from '../../core/base/tensor.js'
 import type { HeadForm, HeadLayer } from '../../model/families/family.js'
@@ -19,7 +19,7 @@ import { findEmbeddings } from '../../model/match/forms/lookup.js'
 import { findLinears, logitsDims, logitsName } from '../../model/match/linears.js'
 import { readBaseTensor } from '../../model/match/read-base-tensor.js'
 import type { Model } from '../../model/model-folder.js'
-import { type BaseTensor, baseTensors } from '../../model/place/tensors.js'
+import { placeWhole } from '../../model/place/place.js'
 import type { Value } from '../../onnx/view/builder.js'
 import { type Graph, readGraph } from '../../onnx/view/graph.js'
 import type { ObjectiveGraph } from '../graph/objective-graph.js'
@@ -106,7 +106,7 @@ export class TrainedHead {
         const stored = inGraph?.tensorOf(tensor)
         // The graph's head has no bias: start at 0.
         if (stored === undefined) return new Float32Array(elementCount(tensor.shape))
-        return readBaseTensor(model.onnx, base.graph, stored)
+        return readBaseTensor(model.onnx, base.graph, stored, tensor.shape[0])
       },
     }))
   }
@@ -144,12 +144,8 @@ function headOfGraph({ config, graph, linears }: HeadBase, layers: readonly Head
   if (last === undefined) return undefined
   const named = namedLabels(config)
   const labels = named.length > 0 ? named : Array.from({ length: last.d }, (_, i) => `LABEL_${i}`)
-  const stored = new Map(
-    baseTensors({ graph, linears, embeddings: findEmbeddings(graph), config }).map((tensor) => [tensor.name, tensor]),
-  )
-  const tensorOf = ({ layer, member, shape }: Tensor): BaseTensor | undefined => {
-    const found = stored.get(`${layer.module}.${member}`)
-    return found?.shape.join() === shape.join() ? found : undefined
-  }
+  const model = { graph, linears, embeddings: findEmbeddings(graph), config, use: 'training' } as const
+  const tensorOf = ({ layer: { module }, member, shape }: Tensor) =>
+    attempt(() => placeWhole(model, { name: `${module}.${member}`, module, shape })).value
   return { labels, tensorOf }
 }

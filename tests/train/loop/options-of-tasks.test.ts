@@ -4,11 +4,6 @@ import { type TrainOptions, train } from 'lowrank'
 import { expect, it } from 'vitest'
 
 const FOR_RECORDS: Partial<TrainOptions> = {
-  evalData: [{ prompt: 'The sea' }],
-  evalSplit: 0.1,
-  evalEvery: 2,
-  earlyStopping: 1,
-  keep: 'best',
   packing: true,
   sample: ['The sea'],
   newHead: true,

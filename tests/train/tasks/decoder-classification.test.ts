@@ -122,6 +122,7 @@ describe('a decoder', () => {
       'dpo',
       'kto',
       'text-classification',
+      'reranking',
       'grpo',
       'distill',
     ])
@@ -137,7 +138,7 @@ describe('a decoder', () => {
     const result = new MemoryDirectory({}, 'out')
     await merge({ base: { directory: model.directory }, adapters: saved, out: result })
     const merged = await loadModel(result, { runtime })
-    expect((await tasksFor(merged)).map(({ name }) => name)).toEqual(['text-classification'])
+    expect((await tasksFor(merged)).map(({ name }) => name)).toEqual(['text-classification', 'reranking'])
     const again = await learn(merged, new MemoryDirectory())
     expect(again.report.trainLoss[0]).toBeLessThan(report.trainLoss[0] / 2)
     await merged.close()

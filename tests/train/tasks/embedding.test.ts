@@ -92,7 +92,10 @@ describe('training', () => {
     expect(report.trainLoss.at(-1)).toBeLessThan(report.trainLoss[0] / 2)
     expect(report.evalLoss!.after).toBeLessThan(report.evalLoss!.before)
     expect(report.evalMetrics!['recall@1']).toBeGreaterThan(0.8)
-    expect(Object.keys(report.evalMetrics!)).toEqual(['recall@1', 'recall@10', 'mrr'])
+    expect(Object.keys(report.evalMetrics!)).toEqual([
+      ...['recall@1', 'recall@10', 'mrr'],
+      ...['corpusRecall@10', 'corpusMrr'],
+    ])
     const config = JSON.parse(new TextDecoder().decode(whole.files.get('adapter_config.json')))
     expect(config).toMatchObject({ task_type: 'FEATURE_EXTRACTION', modules_to_save: null })
 
@@ -208,6 +211,24 @@ describe('session.embed', () => {
     expect(maxDifference(base, alone)).toBeGreaterThan(0.01)
   })
 
+  it('gives bytes and bits, by ranges of other texts', async () => {
+    const session = await ModelSession.open(model)
+    const ranges = await session.calibrate(['the sea was calm', 'a good day', 'a grim night'])
+    const text = 'the sea was calm'
+    const vector = await session.embed(text)
+    const bytes = await session.embed(text, { precision: 'uint8', ranges })
+    for (const [i, byte] of bytes.entries()) {
+      const step = (ranges[1][i] - ranges[0][i]) / 255
+      expect(Math.abs(ranges[0][i] + step * byte - vector[i])).toBeLessThanOrEqual(step * 1.01)
+    }
+    const [bits] = await session.embed([text], { precision: 'ubinary' })
+    expect([...bits].map((byte) => byte.toString(2).padStart(8, '0')).join('')).toBe(
+      [...vector].map((value) => (value > 0 ? '1' : '0')).join(''),
+    )
+    await expect(session.embed(text, { precision: 'int8' })).rejects.toThrow(/calibrate/)
+    await session.dispose()
+  })
+
   it('keeps the first numbers of a vector, scaled', async () => {
     const short = await session.embed(texts[0], { adapter: 'peft', maxLength, dimensions: 4 })
     const norm = Math.hypot(...golden.mean[0].slice(0, 4))
@@ -261,7 +282,7 @@ describe('session.embed', () => {
       'sentence_bert_config.json': json({ max_seq_length: 128 }),
     }
     const read = await readSentenceModules(new MemoryDirectory(files))
-    const rest = { others: [], includesPrompt: true, prompt: '', prompts: {}, lowersCase: false }
+    const rest = { hasRawScores: false, others: [], includesPrompt: true, prompt: '', prompts: {}, lowersCase: false }
     expect(read).toEqual({ pooling: 'cls', normalize: true, layers: [undefined], maxLength: 128, ...rest })
     const newer = new MemoryDirectory({ '1_Pooling/config.json': json({ pooling_mode: 'mean' }) })
     expect((await readSentenceModules(newer)).pooling).toBe('mean')

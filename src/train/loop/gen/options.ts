@@ -96,6 +96,7 @@ export const SAMPLE_OPTIONS: OptionTable = {
   chatTemplate: NAME,
   chatTemplateArgs: OBJECT,
   batchSize: ranged('an integer of at least 1'),
+  toolForm: oneOf('hermes', 'qwen3-coder', 'llama', 'pythonic', 'mistral', 'mistral-11', 'function-gemma', 'gemma-4', 'lfm2', 'granite', 'phi', 'harmony', 'deepseek', 'deepseek-31'),
   signal: SIGNAL,
   maxNewTokens: ranged('an integer of at least 1'),
   minNewTokens: ranged('an integer of at least 0'),
@@ -114,6 +115,7 @@ export const SAMPLE_OPTIONS: OptionTable = {
   presencePenalty: ranged('a number in [-2, 2]'),
   frequencyPenalty: ranged('a number in [-2, 2]'),
   tools: listOf(OBJECT),
+  answerStart: NAME,
 }
 
 export const STEP_OPTIONS: OptionTable = {

@@ -1,7 +1,7 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
 import { type OptionTable, ranged, oneOf, BOOLEAN, STRING, anyOf } from '../../../core/base/options.js'
-import { LOSS_NAME, DIMENSIONS, CLASS_WEIGHTS, TAG_NAMES } from '../task-values.js'
+import { LOSS_NAME, DIMENSIONS, CLASS_WEIGHTS, RANK_LOSS_NAME, TAG_NAMES } from '../task-values.js'
 
 export const DPO_OPTIONS: OptionTable = {
   beta: ranged('a finite number above 0'),
@@ -30,6 +30,12 @@ export const LABEL_OPTIONS: OptionTable = {
   problemType: anyOf(oneOf('single_label_classification', 'regression'), oneOf('multi_label_classification')),
   classWeights: CLASS_WEIGHTS,
   labelSmoothing: ranged('a number in [0, 1)'),
+}
+
+export const RERANKING_OPTIONS: OptionTable = {
+  loss: RANK_LOSS_NAME,
+  posWeight: ranged('a finite number above 0'),
+  k: ranged('an integer of at least 1'),
 }
 
 export const TAG_OPTIONS: OptionTable = {

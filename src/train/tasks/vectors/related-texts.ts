@@ -14,9 +14,17 @@ export interface RelatedTexts {
 }
 
 export const QUERY_FIELDS = ['text', 'anchor', 'query', 'question', 'sentence1'] as const
-export const DOCUMENT_FIELDS = ['textPair', 'positive', 'passage', 'answer', 'document', 'sentence2'] as const
+export const DOCUMENT_FIELDS = [
+  'textPair',
+  'positive',
+  'passage',
+  'answer',
+  'document',
+  'documents',
+  'sentence2',
+] as const
 const NUMBERED = /^negative_?\d+$/
-const SCORES = ['score', 'scores', 'label', 'labels'] as const
+export const SCORES = ['score', 'scores', 'label', 'labels'] as const
 
 export function relatedFields(row: Readonly<Record<string, unknown>>): string[] {
   const { query, document } = sidesOf(row)
@@ -28,7 +36,7 @@ function sidesOf(record: Readonly<Record<string, unknown>>) {
   return { query: named(QUERY_FIELDS), document: named(DOCUMENT_FIELDS) }
 }
 
-function negativeFields(record: Readonly<Record<string, unknown>>): string[] {
+export function negativeFields(record: Readonly<Record<string, unknown>>): string[] {
   const numbered = Object.keys(record).filter((name) => NUMBERED.test(name))
   const inOrder = numbered.sort((a, b) => Number(/\d+$/.exec(a)) - Number(/\d+$/.exec(b)))
   return ['negative', 'negatives', ...inOrder].filter((name) => record[name] !== undefined && record[name] !== null)

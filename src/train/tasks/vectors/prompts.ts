@@ -1,8 +1,8 @@
 // The prompts of an adapter, as settings of a task that puts them before texts.
 
-import type { LoraAdapter } from '../../lora/adapter.js'
-import type { TrainInput } from '../options.js'
-import type { Task } from './task.js'
+import type { LoraAdapter } from '../../../lora/adapter.js'
+import type { TrainInput } from '../../options.js'
+import type { Task } from '../task.js'
 
 /** An adapter that is trained further keeps the prompts of its texts. */
 export function withPrompts(
