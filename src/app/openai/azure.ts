@@ -2,13 +2,12 @@
 // under the names of deployments.
 
 import { checkAddress } from '../../core/base/post-json.js'
-import { openai, ROUTES, requireKey } from './openai.js'
-import type { Provider } from './provider.js'
+import { openai } from './openai.js'
+import { type Provider, requireKey } from './provider.js'
 
 export const azure: Provider = {
   ...openai,
   name: 'azure',
-  routes: ROUTES,
   connect({ AZURE_OPENAI_ENDPOINT, AZURE_OPENAI_API_KEY }) {
     return {
       url: `${checkAddress(AZURE_OPENAI_ENDPOINT, 'AZURE_OPENAI_ENDPOINT')}/openai/v1`,

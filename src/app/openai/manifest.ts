@@ -68,41 +68,34 @@ export function meaningOf(status: number, kind: 'list' | 'file'): string {
 }
 
 export function exportPage({ provider, seen, lists, files, missing }: Manifest, routes: readonly Route[]): Report {
-  const total = Object.values(files).reduce((sum, { bytes }) => sum + bytes, 0)
+  const entries = Object.entries(files)
+  const total = entries.reduce((sum, [, { bytes }]) => sum + bytes, 0)
+  const table = (title: string, columns: string[], rows: (string | number)[][]) =>
+    ({ kind: 'table', title, columns, rows }) as const
+  const facts = [
+    ['provider', provider],
+    ...seen.map(({ organization, project, at }) => ['project seen', `${organization} / ${project}, ${at}`] as const),
+    ['files', `${entries.length}, ${total} bytes`],
+    ['missing', String(missing.length)],
+    ['weights', 'OpenAI and Azure give none away. Of other providers they are in weights/'],
+  ] as const
+  const filesShown = entries.map(([place, { name, purpose, bytes, sha256 }]) => [place, name, purpose, bytes, sha256])
   return {
     title: `Taken home from ${provider}`,
     command: 'openai',
     sections: [
-      {
-        kind: 'facts',
-        facts: [
-          ['provider', provider],
-          ...seen.map(
-            ({ organization, project, at }) => ['project seen', `${organization} / ${project}, ${at}`] as const,
-          ),
-          ['files', `${Object.keys(files).length}, ${total} bytes`],
-          ['missing', String(missing.length)],
-          ['weights', 'OpenAI and Azure give none away. Of other providers they are in weights/'],
-        ],
-      },
-      {
-        kind: 'table',
-        title: 'What is missing',
-        columns: ['path', 'status', 'why'],
-        rows: missing.map(({ path, status, what }) => [path, status, what]),
-      },
-      {
-        kind: 'table',
-        title: 'Lists',
-        columns: ['list', 'items'],
-        rows: routes.map(({ name }) => [name, lists[name] ?? 0]),
-      },
-      {
-        kind: 'table',
-        title: 'Files',
-        columns: ['place', 'name', 'purpose', 'bytes', 'SHA-256'],
-        rows: Object.entries(files).map(([place, file]) => [place, file.name, file.purpose, file.bytes, file.sha256]),
-      },
+      { kind: 'facts', facts },
+      table(
+        'What is missing',
+        ['path', 'status', 'why'],
+        missing.map(({ path, status, what }) => [path, status, what]),
+      ),
+      table(
+        'Lists',
+        ['list', 'items'],
+        routes.map(({ name }) => [name, lists[name] ?? 0]),
+      ),
+      table('Files', ['place', 'name', 'purpose', 'bytes', 'SHA-256'], filesShown),
     ],
   }
 }

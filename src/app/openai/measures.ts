@@ -1,9 +1,10 @@
 // The measures of an answer: the job's own grader, else one that fits the prompts, and a judge if the user names one.
 
-import { type JudgeSettings, judge, openGrader } from '../../api/export/measures.js'
+import { type JudgeSettings, judge, openGrader, sameCalls } from '../../api/export/measures.js'
+import { fitsSchema } from '../../api/parts/entry.js'
 import { isObject, jsonIn } from '../../core/base/options.js'
 import { type GraderModels, problemOf } from './move-plan.js'
-import { callsOf, lastUserText, type Message, type Prompt, sameCalls, textOfMessage } from './prompts.js'
+import { callsOf, lastUserText, type Message, type Prompt, textOfMessage } from './prompts.js'
 import type { Job } from './provider.js'
 
 export interface Measure {
@@ -25,9 +26,9 @@ const EXACT: Measure = {
 }
 const CALLS: Measure = {
   name: 'right calls',
-  score: (prompt, answer) => (isCall(prompt) ? Number(sameCalls(prompt.wanted!, answer)) : null),
+  score: (prompt, answer) => (isCall(prompt) ? Number(sameCalls(callsOf(prompt.wanted!), callsOf(answer))) : null),
 }
-const SCHEMA: Measure = { name: 'fits the schema', score: fitsSchema }
+const SCHEMA: Measure = { name: 'fits the schema', score: fitting }
 const AGREEMENT: Measure = {
   name: 'agreement with the old answer',
   isAgainstOld: true,
@@ -41,19 +42,19 @@ export function measuresOf(
   { isTraffic, graderModels, judge }: { isTraffic: boolean; graderModels?: GraderModels; judge?: JudgeSettings },
 ): Measure[] {
   const hasGrader = job.grader !== undefined && problemOf(job.grader, graderModels) === undefined
-  const fitting: Measure[] = []
-  if (isTraffic) fitting.push(AGREEMENT)
+  const measures: Measure[] = []
+  if (isTraffic) measures.push(AGREEMENT)
   else if (hasGrader) {
     const grade = openGrader(job.grader, graderModels)
     const score: Measure['score'] = ({ row }, answer) => grade({ item: row, text: textOfMessage(answer) })
-    fitting.push({ name: `the job’s grader ${String(job.grader!.name ?? '')}`.trim(), score })
+    measures.push({ name: `the job’s grader ${String(job.grader!.name ?? '')}`.trim(), score })
   } else {
-    if (prompts.some(isText)) fitting.push(EXACT)
-    if (prompts.some(isCall)) fitting.push(CALLS)
+    if (prompts.some(isText)) measures.push(EXACT)
+    if (prompts.some(isCall)) measures.push(CALLS)
   }
-  if (prompts.some(({ request }) => schemaOf(request) !== undefined)) fitting.push(SCHEMA)
-  if (judge !== undefined) fitting.push(judgedBy(judge))
-  return fitting
+  if (prompts.some(({ request }) => schemaOf(request) !== undefined)) measures.push(SCHEMA)
+  if (judge !== undefined) measures.push(judgedBy(judge))
+  return measures
 }
 
 /** 1 if the judge finds the answer better than the first model's, 0.5 for a tie, 0 if it is worse. */
@@ -76,41 +77,7 @@ function schemaOf({ response_format: format }: Prompt['request']): unknown {
   return isObject(format.json_schema) ? format.json_schema.schema : { type: 'object' }
 }
 
-function fitsSchema({ request }: Prompt, answer: Message): number | null {
+function fitting({ request }: Prompt, answer: Message): number | null {
   const schema = schemaOf(request)
-  return schema === undefined ? null : Number(fits(jsonIn(textOfMessage(answer)), schema))
+  return isObject(schema) ? Number(fitsSchema(jsonIn(textOfMessage(answer)), schema)) : null
 }
-
-const IS_TYPE: Readonly<Record<string, (value: unknown) => boolean>> = {
-  string: (value) => typeof value === 'string',
-  number: (value) => typeof value === 'number',
-  integer: Number.isInteger,
-  boolean: (value) => typeof value === 'boolean',
-  null: (value) => value === null,
-  array: Array.isArray,
-  object: isObject,
-}
-
-/** The part of JSON Schema that strict response formats have, without patterns and limits. */
-function fits(value: unknown, schema: unknown, root = schema): boolean {
-  if (!isObject(schema)) return true
-  const { type, enum: words, const: only, properties, required, items, additionalProperties, anyOf, $ref } = schema
-  if (typeof $ref === 'string') return fits(value, inside(root, $ref), root)
-  if (Array.isArray(anyOf)) return anyOf.some((option) => fits(value, option, root))
-  if (Array.isArray(words) && !words.includes(value)) return false
-  if (only !== undefined && only !== value) return false
-  if (type !== undefined && ![type].flat().some((name) => IS_TYPE[String(name)]?.(value))) return false
-  if (Array.isArray(value)) return value.every((item) => fits(item, items, root))
-  if (!isObject(value)) return value !== undefined
-  const known = isObject(properties) ? properties : {}
-  const isWhole = !Array.isArray(required) || required.every((name) => Object.hasOwn(value, String(name)))
-  const isClosed = additionalProperties !== false || Object.keys(value).every((name) => Object.hasOwn(known, name))
-  return isWhole && isClosed && Object.entries(value).every(([name, member]) => fits(member, known[name], root))
-}
-
-/** Follows a reference such as `#/$defs/name` within a schema. */
-const inside = (root: unknown, ref: string) =>
-  ref
-    .split('/')
-    .slice(1)
-    .reduce((at, name) => (isObject(at) ? at[name] : undefined), root)

@@ -1,7 +1,7 @@
 // What is to fetch, as data: from a provider's table of routes and the items that are known so far. Carrying it out
 // makes more items known, so a plan is made again until nothing is left to fetch.
 
-import type { Item, Provider, Route } from './provider.js'
+import { type Item, type Job, type Provider, type Route, textOr } from './provider.js'
 
 export type Fetch =
   | { readonly kind: 'list'; readonly route: Route; readonly path: string; readonly to: string }
@@ -87,6 +87,14 @@ function filesIn(provider: Provider, lists: Known['lists']): Fetch[] {
     return [{ kind: 'file', path, to, bytes: undefined, name: item.id!, purpose: 'trained weights' }]
   })
   return [...files, ...weights]
+}
+
+/** The jobs that made a model, each with the last day of it, or of the model that was trained. */
+export function jobsIn(provider: Provider, lists: Known['lists']): { readonly job: Job; readonly end?: string }[] {
+  const ends = new Map(itemsOf(provider, 'models', lists).map(({ item }) => [item.id, textOr(item.shutdown_date)]))
+  return itemsOf(provider, provider.jobs, lists)
+    .flatMap(({ item }) => provider.jobOf(item) ?? [])
+    .map((job) => ({ job, end: ends.get(job.model) ?? ends.get(job.base) }))
 }
 
 /** The place of a job's own adapter, for providers that give it away. */

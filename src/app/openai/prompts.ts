@@ -1,8 +1,9 @@
 // Prompts: what an owner's files and stored chats ask, as requests that any server with OpenAI's API can answer.
 
-import { isObject, jsonIn } from '../../core/base/options.js'
+import { orderedJson } from '../../core/base/json-schema.js'
+import { isObject, jsonIn, objectOf } from '../../core/base/options.js'
 import { itemsOf, type Known, placeOf } from './plan.js'
-import type { Item, Job, Provider } from './provider.js'
+import { type Item, type Job, numberOr, type Provider, textOr } from './provider.js'
 
 export type Message = Readonly<Record<string, unknown>> & { readonly role: string }
 
@@ -51,18 +52,8 @@ export function promptOfRow(row: Item, origin: Origin, where: string, job: Job):
   return { origin, where, request, wanted, row }
 }
 
-const LEFT_OUT = [
-  'id',
-  'object',
-  'created',
-  'model',
-  'choices',
-  'usage',
-  'metadata',
-  'request_id',
-  'input_user',
-  'service_tier',
-]
+const LEFT_OUT = ['id', 'object', 'created', 'model', 'choices', 'usage', 'metadata', 'request_id']
+const NOT_SENT = [...LEFT_OUT, 'input_user', 'service_tier', 'system_fingerprint']
 
 /** The stored chats of a model. `wanted` is what the model answered, which is its answer and not the right one. */
 export function trafficOf(
@@ -75,20 +66,17 @@ export function trafficOf(
     const messages = route && lists.get(placeOf(route, ids))
     if (messages === undefined || messages.length === 0) return []
     if (model !== undefined && item.model !== model) return []
-    const given = Object.entries(item).filter(([name, value]) => value !== null && !LEFT_OUT.includes(name))
+    const given = Object.entries(item).filter(([name, value]) => value !== null && !NOT_SENT.includes(name))
     const request = {
       messages: messages.map(({ id: _, content_parts, refusal: __, ...message }) => {
         const content = content_parts ?? message.content
         return { ...message, ...(content !== undefined && { content }) } as unknown as Message
       }),
-      ...Object.fromEntries(given.filter(([name]) => name !== 'system_fingerprint')),
+      ...Object.fromEntries(given),
     }
     const [choice] = (item.choices ?? []) as { message?: Message }[]
-    const askedAt = typeof item.created === 'number' ? item.created : undefined
-    const { message: wanted } = choice ?? {}
-    return [
-      { origin: 'traffic', where: ids[0], request, wanted, row: item, askedAt, model: String(item.model) } as const,
-    ]
+    const about = { where: ids[0], row: item, askedAt: numberOr(item.created), model: String(item.model) }
+    return [{ origin: 'traffic', request, wanted: choice?.message, ...about } as const]
   })
 }
 
@@ -108,35 +96,13 @@ export function foreignPart({ messages }: Request): string | undefined {
 /** The answer of a message as text; calls as JSON. */
 export function textOfMessage(message: Message): string {
   const { content } = message
-  if (callsOf(message).length > 0) return JSON.stringify(callsIn(callsOf(message)))
+  const calls = callsOf(message).map((call) => objectOf(objectOf(call).function))
+  if (calls.length > 0) {
+    const read = (args: unknown) => (typeof args === 'string' ? jsonIn(args) : args)
+    return orderedJson(calls.map(({ name, arguments: args }) => ({ name, arguments: read(args) })))
+  }
   if (typeof content === 'string') return content
-  const parts = Array.isArray(content) ? content : []
-  return parts.map((part) => (isObject(part) && typeof part.text === 'string' ? part.text : '')).join('')
-}
-
-/** Calls as names with parsed arguments, in a form in which equal calls are equal texts. */
-function callsIn(calls: readonly unknown[]): { name: string; arguments: unknown }[] {
-  return calls.map((call) => {
-    const { function: called } = isObject(call) ? call : {}
-    const { name, arguments: args } = isObject(called) ? called : {}
-    return { name: String(name), arguments: inOrder(typeof args === 'string' ? jsonIn(args) : args) }
-  })
+  return (Array.isArray(content) ? content : []).map((part) => textOr(objectOf(part).text) ?? '').join('')
 }
 
 export const callsOf = ({ tool_calls: calls }: Message): readonly unknown[] => (Array.isArray(calls) ? calls : [])
-
-/** True for the same calls in the same order: equal names, and arguments that are equal as values. */
-export function sameCalls(a: Message, b: Message): boolean {
-  return JSON.stringify(callsIn(callsOf(a))) === JSON.stringify(callsIn(callsOf(b)))
-}
-
-/** A value whose objects have their members in order. */
-export function inOrder(value: unknown): unknown {
-  if (Array.isArray(value)) return value.map(inOrder)
-  if (!isObject(value)) return value
-  return Object.fromEntries(
-    Object.keys(value)
-      .sort()
-      .map((key) => [key, inOrder(value[key])]),
-  )
-}

@@ -1,5 +1,7 @@
 // What differs between providers: addresses, keys, the routes that list what an owner has, and the form of a job.
 
+import { ConfigError } from '../../core/base/errors.js'
+
 /** An object of a provider, as its API sends it. */
 export type Item = Readonly<Record<string, unknown>> & { readonly id?: string }
 
@@ -65,3 +67,22 @@ export interface Provider {
   /** The path of a job's trained weights, for providers that give them away. */
   weightsOf?(job: Item): string | undefined
 }
+
+/** The lists of files and jobs, as all providers have them. */
+export const FILES = {
+  files: 'files',
+  jobs: 'jobs',
+  filesOf: {
+    jobs: ['training_file', 'validation_file', 'result_files'],
+    batches: ['input_file_id', 'output_file_id', 'error_file_id'],
+  },
+  contentOf: (id: string) => `/files/${encodeURIComponent(id)}/content`,
+} as const
+
+export function requireKey(name: string, key: string | undefined): string {
+  if (key) return key
+  throw new ConfigError({ where: name, what: 'no key', hint: `Set ${name} in the environment` })
+}
+
+export const numberOr = (value: unknown) => (typeof value === 'number' ? value : undefined)
+export const textOr = (value: unknown) => (typeof value === 'string' && value !== '' ? value : undefined)

@@ -2,8 +2,7 @@
 
 import { isObject } from '../../core/base/options.js'
 import { checkAddress } from '../../core/base/post-json.js'
-import { numberOr, requireKey, textOr } from './openai.js'
-import type { Item, Job, Provider } from './provider.js'
+import { FILES, type Item, type Job, numberOr, type Provider, requireKey, textOr } from './provider.js'
 
 const hasEnded = ({ status }: Item) => ['completed', 'error', 'cancelled', 'user_error'].includes(String(status))
 
@@ -17,13 +16,7 @@ export const together: Provider = {
     { name: 'batches', path: '/batches', isWhole: true },
     { name: 'models', path: '/models', isWhole: true },
   ],
-  files: 'files',
-  jobs: 'jobs',
-  filesOf: {
-    jobs: ['training_file', 'validation_file'],
-    batches: ['input_file_id', 'output_file_id', 'error_file_id'],
-  },
-  contentOf: (id) => `/files/${encodeURIComponent(id)}/content`,
+  ...FILES,
   connect({ TOGETHER_API_KEY, TOGETHER_BASE_URL }) {
     return {
       url: checkAddress(TOGETHER_BASE_URL || 'https://api.together.xyz/v1', 'TOGETHER_BASE_URL'),

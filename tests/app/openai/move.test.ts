@@ -1,4 +1,4 @@
-import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { mkdtemp } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -15,8 +15,16 @@ import { type Prompt, promptOfRow } from '../../../src/app/openai/prompts.js'
 import { redactText } from '../../../src/app/openai/redact.js'
 import { together } from '../../../src/app/openai/together.js'
 import { CLAUSES } from '../../../src/train/rows/sources.js'
+import { goldenPath } from '../../golden.js'
 import { chat, jobOf, OLD_MODEL, ProviderServer } from './provider-server.js'
-import { adapterFile, answerOfTogether, environmentOfTogether, TOGETHER_MODEL, tarOf } from './together-answers.js'
+import {
+  adapterFile,
+  answerOfTogether,
+  archive,
+  environmentOfTogether,
+  TOGETHER_MODEL,
+  tarOf,
+} from './together-answers.js'
 
 let server: ProviderServer
 let dir: string
@@ -34,40 +42,18 @@ afterEach(async () => {
 const chatTemplate = readFileSync('models/data/chat.jinja', 'utf8')
 
 describe('lowrank openai move', () => {
-  it('goes the whole way from the export to a compared adapter', async () => {
-    const { environment } = server
-    await exportAll({ out: dir, provider: openai, environment })
-    await recordAnswers({ dir, environment, budget: 20, maxTokens: 50 })
-    const steps: number[] = []
-    const move = () =>
-      moveJobs({
-        ...{ dir, bases: ['models/union-3m'], chatTemplate, maxTokens: 12 },
-        on: { step: ({ step }) => steps.push(step) },
-      })
-    const [job] = await move()
-    expect(job).toMatchObject({ job: 'ftjob-1', model: OLD_MODEL, base: 'models/union-3m' })
-    expect(existsSync(join(dir, job.adapter!, 'adapter_model.safetensors'))).toBe(true)
-    expect(readFileSync(join(dir, job.adapter!, 'README.md'), 'utf8')).toMatch(/your customers’ words/)
-    const compared = job.comparisons['held-out prompts: exact match']
-    expect(compared.rows.map(({ name }) => name).slice(0, 1)).toEqual(compared.prompts > 0 ? ['old'] : [])
-    expect(compared.prompts + compared.unfinished).toBe(3)
-    expect(readFileSync(join(dir, 'comparison.html'), 'utf8')).toContain('Is it as good?')
-    const trained = steps.length
-    await move()
-    expect(steps).toHaveLength(trained)
-  })
-
-  const move = (jobs: object[], files: Record<string, object[]>, options: Partial<MoveOptions> = {}) => {
+  const take = (jobs: object[], files: Record<string, object[]>) => {
     server.jobs = jobs
     for (const [id, rows] of Object.entries(files)) {
       const content = rows.map((row) => `${JSON.stringify(row)}\n`).join('')
       const { bytes: _, ...file } = server.files.get('file-train')!
       server.files.set(id, { ...file, id, filename: `${id}.jsonl`, content, bytes: Buffer.byteLength(content) })
     }
-    const { environment } = server
-    return exportAll({ out: dir, provider: openai, environment }).then(() =>
-      moveJobs({ dir, bases: ['models/union-3m'], chatTemplate, maxTokens: 4, ...options }),
-    )
+    return exportAll({ out: dir, provider: openai, environment: server.environment })
+  }
+  const move = async (jobs: object[], files: Record<string, object[]>, options: Partial<MoveOptions> = {}) => {
+    await take(jobs, files)
+    return moveJobs({ dir, bases: ['models/union-3m'], chatTemplate, maxTokens: 4, ...options })
   }
   const few = { hyperparameters: { n_epochs: 1 } }
   const card = (place: string) => readFileSync(join(dir, place, 'README.md'), 'utf8')
@@ -123,6 +109,70 @@ describe('lowrank openai move', () => {
     expect(card(moved.adapter!)).toContain(`openai, ${OLD_MODEL} wrote: 1`)
   }, 60_000)
 
+  it.each([
+    ['takes recorded answers as soft targets, if validation is better with them', 'red', /that has learned them/],
+    ['leaves recorded answers out, if validation is worse with them', 'zq zq zq', /that has not learned them/],
+  ])(
+    '%s',
+    async (_, text, end) => {
+      const share = (token: string, part: number) => ({
+        token,
+        bytes: [...Buffer.from(token)],
+        logprob: Math.log(part),
+      })
+      const [first, ...others] = text.split(/(?= )/)
+      server.answer = () => ({
+        message: { role: 'assistant', content: text, refusal: null },
+        logprobs: {
+          content: [first, ...others].map((token) => {
+            return { ...share(token, 0.95), top_logprobs: [share(token, 0.95), share('b', 0.05)] }
+          }),
+        },
+        finish_reason: 'stop',
+      })
+      const rows = (word: string) => Array.from({ length: 4 }, (_, i) => chat(`${word} ${i}?`, 'red'))
+      const files = { boats: rows('Boat'), ships: rows('Ship') }
+      const one = [
+        jobOf('ftjob-1', {
+          training_file: 'boats',
+          validation_file: 'ships',
+          hyperparameters: { n_epochs: 4 },
+          method: undefined,
+        }),
+      ]
+      await take(one, files)
+      const manifest = readFileSync(join(dir, 'manifest.json'))
+      await recordAnswers({ dir, budget: 20, environment: server.environment })
+      const [untold] = await move(one, files)
+      expect(untold.notes.join()).not.toMatch(/soft targets/)
+      writeFileSync(join(dir, 'manifest.json'), manifest)
+      const [moved] = await move(one, files, { termsRead: true })
+      const note = moved.notes.find((line) => line.includes('soft targets'))!
+      const [, after, before] = /is ([\d.]+) with them and ([\d.]+) without/.exec(note)!
+      expect(note).toMatch(/^\d+ recorded answers/)
+      expect(note).toMatch(end)
+      expect(Number(after) < Number(before)).toBe(text === 'red')
+      const wrote = `openai, ${OLD_MODEL} wrote:`
+      expect(card(moved.adapter!).includes(wrote)).toBe(text === 'red')
+      expect(moved.adapter!.endsWith('.soft')).toBe(text === 'red')
+      expect((await loadAdapter(join(dir, moved.adapter!))).config.rank).toBeGreaterThan(0)
+      // A held-out question is not among what was learned.
+      expect(readFileSync(join(dir, 'moved/data/ftjob-1.recorded.jsonl'), 'utf8')).not.toContain('Ship')
+    },
+    120_000,
+  )
+
+  it('trains no job twice', async () => {
+    const one = [jobOf('ftjob-1', { training_file: 'few', validation_file: null, ...few })]
+    const steps: number[] = []
+    const on = { step: ({ step }: { step: number }) => steps.push(step) }
+    await move(one, { few: [chat('Ah?', 'no')] }, { on })
+    const trained = steps.length
+    expect(trained).toBeGreaterThan(0)
+    const [again] = await move(one, {}, { on })
+    expect([steps.length, again.adapter !== undefined]).toEqual([trained, true])
+  }, 60_000)
+
   it('masks what is trained on', async () => {
     const rows = [chat('I am ann@example.com', 'Hello')]
     const one = [jobOf('ftjob-1', { training_file: 'mails', validation_file: null, ...few })]
@@ -148,6 +198,29 @@ describe('lowrank openai move', () => {
       path === '/finetune/download' ? { body: tar.subarray(0, 5000) } : answerOfTogether(method, path, query)
     const { missing } = await exportAll({ out: dir, provider: together, environment: environmentOfTogether(server) })
     expect(missing).toMatchObject([{ what: expect.stringContaining('the archive is cut') }])
+    expect(existsSync(join(dir, 'weights/ft-0a1b2c3d-aaaa-bbbb/adapter_model.safetensors'))).toBe(false)
+  })
+
+  const sending = (body: Uint8Array) => {
+    server.own = (method, path, query) =>
+      path === '/finetune/download' ? { body } : answerOfTogether(method, path, query)
+    return exportAll({ out: dir, provider: together, environment: environmentOfTogether(server) })
+  }
+
+  it('unpacks an archive that zstd has packed', async () => {
+    expect((await sending(readFileSync(goldenPath('providers', 'adapter.tar.zst')))).missing).toEqual([])
+    for (const name of ['adapter_config.json', 'adapter_model.safetensors']) {
+      const file = readFileSync(join(dir, 'weights/ft-0a1b2c3d-aaaa-bbbb', name))
+      expect(file).toEqual(readFileSync(goldenPath('kinds', 'linear', name)))
+    }
+  })
+
+  it.each(['gzip', 'zstd'])('names an archive that is damaged: %s', async (kind) => {
+    const whole = kind === 'gzip' ? archive() : readFileSync(goldenPath('providers', 'adapter.tar.zst'))
+    const { missing } = await sending(
+      Buffer.concat([whole.subarray(0, 300), Buffer.alloc(300, 7), whole.subarray(600)]),
+    )
+    expect(missing).toMatchObject([{ what: expect.stringMatching(/archive is (damaged|cut)|not a tar archive/) }])
     expect(existsSync(join(dir, 'weights/ft-0a1b2c3d-aaaa-bbbb/adapter_model.safetensors'))).toBe(false)
   })
 })

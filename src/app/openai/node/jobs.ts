@@ -1,6 +1,6 @@
 // The jobs of a folder, with the prompts that their files and stored chats have.
 
-import { itemsOf, type Known, safeName } from '../plan.js'
+import { jobsIn, safeName } from '../plan.js'
 import { lastUserText, type Origin, type Prompt, promptOfRow, type Request, trafficOf } from '../prompts.js'
 import type { Item, Job } from '../provider.js'
 import type { Folder } from './folder.js'
@@ -15,10 +15,8 @@ export interface JobPrompts {
 /** The jobs that made a model, the ones whose model ends first first. */
 export async function readJobs(folder: Folder): Promise<JobPrompts[]> {
   const { provider } = folder
-  const lists: Known['lists'] = await folder.lists()
-  const ends = new Map(itemsOf(provider, 'models', lists).map(({ item }) => [item.id, item.shutdown_date] as const))
-  const found = itemsOf(provider, provider.jobs, lists).flatMap(({ item }) => provider.jobOf(item) ?? [])
-  const endOf = ({ model, base }: Job) => String(ends.get(model) ?? ends.get(base) ?? '9999')
+  const lists = await folder.lists()
+  const found = jobsIn(provider, lists)
   const places = Object.keys(folder.manifest.files)
   const promptsIn = async (origin: Origin, id: string | undefined, job: Job) => {
     const place = id && places.find((name) => name.startsWith(`files/${safeName(id)}.`))
@@ -28,7 +26,7 @@ export async function readJobs(folder: Folder): Promise<JobPrompts[]> {
   const recorded = (await folder.lines(RECORDED)) as unknown as Recorded[]
   const served = recorded.flatMap((line) => (line.request === undefined ? [] : [{ ...line, request: line.request }]))
   const jobs: JobPrompts[] = []
-  for (const job of found.sort((a, b) => endOf(a).localeCompare(endOf(b)))) {
+  for (const { job } of found.sort(({ end: a = '9999' }, { end: b = '9999' }) => a.localeCompare(b))) {
     const prompts = {
       'held-out': await promptsIn('held-out', job.validationFile, job),
       traffic: [

@@ -4,7 +4,7 @@ import { existsSync } from 'node:fs'
 import { appendFile, readFile } from 'node:fs/promises'
 import { freemem } from 'node:os'
 import { checkJudge, type JudgeSettings } from '../../../api/export/measures.js'
-import type { StepEvent, ToolProgress, TrainOptions } from '../../../api/index.js'
+import type { StepEvent, ToolProgress, TrainOptions, TrainReport } from '../../../api/index.js'
 import { train } from '../../../api/node.js'
 import { LowrankError, messageOf } from '../../../core/base/errors.js'
 import { isObject, jsonIn } from '../../../core/base/options.js'
@@ -30,7 +30,10 @@ export interface MoveOptions {
   readonly chatTemplate?: string | undefined
   /** Masks e-mail addresses, phone and card numbers in what is trained on. */
   readonly redact?: boolean | undefined
-  /** Trains on rows that a provider's model wrote too. Read the provider's clause first. */
+  /**
+   * Trains on rows that a provider's model wrote too, and tries recorded answers as soft targets. Read the provider's
+   * clause first.
+   */
   readonly termsRead?: boolean | undefined
   /** What answers for the models that graders name. */
   readonly graderModels?: GraderModels | undefined
@@ -139,31 +142,69 @@ class Mover {
     const { task, rows, notes } = planMove(job, training, graderModels)
     const about = { job: job.id, model: job.model, base: this.base }
     if (task === undefined) return this.#save({ ...about, notes })
-    const out = this.folder.at(this.#place)
     const heldOut = task === 'grpo' ? [] : prompts['held-out'].map(({ row }) => row)
-    const options: TrainOptions = {
-      ...{ model: this.base, task, chatTemplate, threads, signal, termsRead, out },
+    const said = [...notes]
+    const options: Omit<TrainOptions, 'data'> = {
+      ...{ model: this.base, task, chatTemplate, threads, signal, termsRead },
       ...(job.epochs !== undefined && { epochs: job.epochs }),
       ...(job.seed !== undefined && { config: { seed: job.seed } }),
       ...(task === 'grpo' && { rewards: [job.grader as never], graderModels }),
-      data: await this.#write('training', rows),
       ...(heldOut.length > 0 && { evalData: await this.#write('validation', heldOut) }),
-      on: { step: (event) => on?.step?.(event, job.id) },
+      on: {
+        step: (event) => on?.step?.(event, job.id),
+        warning: (line) => void (line.includes('`logprobs`') && said.push(line)),
+      },
     }
+    const data = await this.#write('training', rows)
     try {
-      // A run that was stopped goes on; one that cannot begins again.
-      const first = existsSync(out) ? await train({ ...options, resume: true }).catch(() => undefined) : undefined
-      const { report } = first ?? (await train({ ...options, overwrite: existsSync(out) }))
-      signal?.throwIfAborted()
-      const said = [...notes, `${report.steps} steps of ${task} on ${rows.length} rows of the owner’s file`]
+      const plain = await this.#run({ ...options, data }, this.#place)
+      said.push(`${plain.steps} steps of ${task} on ${rows.length} rows of the owner’s file`)
+      let adapter = this.#place
+      const answers = termsRead && task === 'causal-lm' && heldOut.length > 0 ? await this.#recorded() : []
+      if (answers.length > 0) {
+        const place = `${adapter}.soft`
+        const both = [data, await this.#write('recorded', answers)]
+        const soft = await this.#run({ ...options, data: both }, place)
+        const [before, after] = [plain, soft].map(({ evalLoss }) => evalLoss!.after)
+        const isBetter = after < before
+        const losses = `the validation loss is ${after.toFixed(4)} with them and ${before.toFixed(4)} without`
+        const taken = `so the adapter that ${isBetter ? 'has' : 'has not'} learned them is taken`
+        said.push(`${answers.length} recorded answers of the old model as soft targets: ${losses}, ${taken}`)
+        if (isBetter) adapter = place
+      }
       const lines = [`Takes the place of \`${job.model}\`.`, ...said, WARNING].map((line) => `- ${line}\n`)
-      await appendFile(`${out}/README.md`, `\n## Where it comes from\n\n${lines.join('')}`)
-      return await this.#save({ ...about, adapter: this.#place, notes: said })
+      await appendFile(this.folder.at(`${adapter}/README.md`), `\n## Where it comes from\n\n${lines.join('')}`)
+      return await this.#save({ ...about, adapter, notes: said })
     } catch (error) {
       const isOfJob = error instanceof LowrankError && ['DATA', 'CONFIG', 'UNSUPPORTED'].includes(error.code)
       if (signal?.aborted || !isOfJob) throw error
       return this.#save({ ...about, notes: [`not moved: ${messageOf(error)}`] })
     }
+  }
+
+  /** A run that was stopped goes on; one that cannot begins again. */
+  async #run(options: TrainOptions, place: string): Promise<TrainReport> {
+    const out = this.folder.at(place)
+    const isThere = existsSync(out)
+    const resumed = isThere ? await train({ ...options, out, resume: true }).catch(() => undefined) : undefined
+    const { report } = resumed ?? (await train({ ...options, out, overwrite: isThere }))
+    options.signal?.throwIfAborted()
+    return report
+  }
+
+  /** The old model's whole answers with their log-probabilities, as rows, but none to a question that is held out. */
+  async #recorded(): Promise<Item[]> {
+    const { job, prompts } = this.from
+    const heldOut = new Set(prompts['held-out'].map(({ request }) => lastUserText(request)))
+    const asked = [...prompts.training, ...prompts.traffic].filter(({ request }) => !heldOut.has(lastUserText(request)))
+    const byKey = new Map(asked.map(({ request }) => [keyOf(job.model, request), request]))
+    const lines = (await this.folder.lines(RECORDED)) as unknown as Recorded[]
+    return lines.flatMap(({ key, answer, finish, logprobs, source }) => {
+      const request = byKey.get(key)
+      if (request === undefined || finish !== 'stop' || !isObject(logprobs)) return []
+      const { messages, tools } = request
+      return [{ messages: [...messages, answer], ...(tools !== undefined && { tools }), logprobs, source }]
+    })
   }
 
   async #write(name: string, rows: readonly Item[]): Promise<string> {

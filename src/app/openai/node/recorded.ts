@@ -1,8 +1,9 @@
 // recorded.jsonl: the answers of the old models.
 
 import { createHash } from 'node:crypto'
+import { orderedJson } from '../../../core/base/json-schema.js'
 import { isObject } from '../../../core/base/options.js'
-import { inOrder, type Message, type Origin, type Request } from '../prompts.js'
+import type { Message, Origin, Request } from '../prompts.js'
 import type { Item } from '../provider.js'
 
 /** An answer of an old model, as recorded.jsonl has it. */
@@ -32,7 +33,7 @@ export const RECORDED = 'recorded.jsonl'
 const SENT = ['tools', 'tool_choice', 'parallel_tool_calls', 'response_format', 'functions', 'stop', 'top_p']
 /** The same prompt to the same model has the same key. */
 export function keyOf(model: string, request: Request): string {
-  const text = JSON.stringify([model, inOrder(sentOf(request))])
+  const text = orderedJson([model, sentOf(request)])
   return createHash('sha256').update(text).digest('hex').slice(0, 32)
 }
 

@@ -4,7 +4,7 @@ import { randomUUID } from 'node:crypto'
 import { attempt, ConfigError } from '../../../core/base/errors.js'
 import { checkAddress } from '../../../core/base/post-json.js'
 import type { AliasTarget, Exchange } from '../../../serve/node/entry.js'
-import { itemsOf } from '../plan.js'
+import { jobsIn } from '../plan.js'
 import { costIn, PRICES, type Price, type Prices, priceOf, worstCase } from '../prices.js'
 import { foreignPart, type Request } from '../prompts.js'
 import type { Item } from '../provider.js'
@@ -60,20 +60,14 @@ export async function openServed(options: ServedOptions): Promise<Served> {
       const hint = 'Run lowrank openai move with this folder and this base first'
       throw new ConfigError({ where: dir, what: `it has no adapter of ${base}`, hint })
     }
-    const { provider } = folder
-    const lists = await folder.lists()
-    const ends = new Map(itemsOf(provider, 'models', lists).map(({ item }) => [item.id, item.shutdown_date]))
-    const jobs = itemsOf(provider, provider.jobs, lists).flatMap(({ item }) => provider.jobOf(item) ?? [])
-    const bases = new Map(jobs.map((job) => [job.model, job.base]))
+    const jobs = new Map(jobsIn(folder.provider, await folder.lists()).map((found) => [found.job.model, found]))
     const targets = here.map(({ model }) => {
-      const when = ends.get(model) ?? ends.get(bases.get(model))
-      const asked = { url: upstream!, ...(typeof when === 'string' && { when }) }
-      return [model, { upstream: asked }] as const
+      return [model, { upstream: { url: upstream!, when: jobs.get(model)?.end } }] as const
     })
     const second = compare === undefined ? undefined : await Ledger.open(folder, budget)
     const pending = new Set<Promise<void>>()
     const recordNow = async (exchange: Exchange) => {
-      const old = bases.get(exchange.model)
+      const old = jobs.get(exchange.model)?.job.base
       const isOwn = exchange.url === undefined
       if (old === undefined || (isOwn ? (options.draw ?? Math.random)() >= (compare ?? 0) : !isRecorded)) return
       if (!isOwn) return append(folder, exchange, exchange.answer, priced(options, old, exchange.answer))
