@@ -53,7 +53,9 @@ export async function openCheckpoint(directory: Directory, path?: string): Promi
     for (const { file } of shards) await file.source.close()
   }
   return closingOnError({ close }, async () => {
-    for (const shard of paths) shards.push(await openShard(directory, shard, indexPath))
+    const opened = await Promise.allSettled(paths.map((shard) => openShard(directory, shard, indexPath)))
+    for (const shard of opened) if (shard.status === 'fulfilled') shards.push(shard.value)
+    for (const shard of opened) if (shard.status === 'rejected') throw shard.reason
     const tensors = collectTensors(shards)
     if (weightMap !== undefined) checkIndex(weightMap, tensors, shards, `${directory.name}/${indexPath}`)
     return { directory, shards, tensors, indexPath, indexMetadata, close }

@@ -120,11 +120,16 @@ export async function loadTexts(
       hint: 'Copy config.json from where the model came from',
     })
   }
-  const generationConfig = (await readObject(directory, 'generation_config.json')) ?? {}
-  const preprocessorConfig = await readObject(directory, 'preprocessor_config.json')
-  const sentence = await readSentenceModules(directory)
-  const hasTokenizer = await directory.has('tokenizer.json')
-  const tokenizer = hasTokenizer ? await loadTokenizer(directory, sentence.lowersCase) : undefined
+  const readTokenizer = async () => {
+    const sentence = await readSentenceModules(directory)
+    const hasTokenizer = await directory.has('tokenizer.json')
+    return { sentence, tokenizer: hasTokenizer ? await loadTokenizer(directory, sentence.lowersCase) : undefined }
+  }
+  const [generationConfig = {}, preprocessorConfig, { sentence, tokenizer }] = await Promise.all([
+    readObject(directory, 'generation_config.json'),
+    readObject(directory, 'preprocessor_config.json'),
+    readTokenizer(),
+  ])
   const ends = [tokenizer?.eosTokenId, generationConfig.eos_token_id, config.eos_token_id]
   const eosTokenIds = [...new Set(ends.flatMap(tokenIds))]
   const vocabularySize = positiveInteger(config, ['vocab_size'])

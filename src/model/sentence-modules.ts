@@ -29,6 +29,8 @@ export interface SentenceModules {
   readonly prompt: string
   /** The prompts of queries and of documents. */
   readonly prompts: Prompts
+  /** True if a reranker's scores stay as they are; most go through a sigmoid. */
+  readonly hasRawScores: boolean
 }
 
 /** What a text is for. */
@@ -76,12 +78,12 @@ export async function readSentenceModules(directory: Directory): Promise<Sentenc
   const typeOf = ({ type }: Record<string, unknown>) => String(type).replace(/^.*\./, '')
   const pooling = modules.find((module) => typeOf(module) === 'Pooling')
   const path = typeof pooling?.path === 'string' && pooling.path !== '' ? pooling.path : '1_Pooling'
-  const config = objectOf(await readJsonIfThere(directory, `${path}/config.json`))
-  const bertConfig = objectOf(await readJsonIfThere(directory, 'sentence_bert_config.json'))
-  const tokenizer = list === undefined ? {} : objectOf(await readJsonIfThere(directory, 'tokenizer_config.json'))
+  const files = [`${path}/config.json`, 'sentence_bert_config.json', 'config_sentence_transformers.json']
+  if (list !== undefined) files.push('tokenizer_config.json')
+  const read = await Promise.all(files.map((file) => readJsonIfThere(directory, file)))
+  const [config, bertConfig, settings, tokenizer] = [...read, undefined].map(objectOf)
   // sentence-transformers 6 writes the limit only to tokenizer_config.json.
   const length = bertConfig.max_seq_length ?? tokenizer.model_max_length
-  const settings = objectOf(await readJsonIfThere(directory, 'config_sentence_transformers.json'))
   const named = objectOf(settings.prompts)[String(settings.default_prompt_name)]
   const prompt = typeof named === 'string' ? named : ''
   const later = modules.filter((module) => !/^(Transformer|Pooling|Dropout)$/.test(typeOf(module)))
@@ -90,12 +92,20 @@ export async function readSentenceModules(directory: Directory): Promise<Sentenc
     includesPrompt: config.include_prompt !== false,
     prompt,
     prompts: readPrompts(settings),
+    hasRawScores: /(^|\.)Identity$/.test(String(await activationOf(directory, settings))),
     lowersCase: bertConfig.do_lower_case === true,
     normalize: modules.some((module) => typeOf(module) === 'Normalize'),
     layers: later.map((module) => (typeOf(module) === 'Dense' ? opener(directory, String(module.path)) : undefined)),
     others: later.map(typeOf).filter((type) => !/^(Normalize|Dense)$/.test(type)),
     maxLength: Number.isSafeInteger(length) && (length as number) > 1 ? (length as number) : undefined,
   }
+}
+
+/** Since version 5.7, CrossEncoder has a file of its own; before, config.json told the class. */
+async function activationOf(directory: Directory, settings: Readonly<Record<string, unknown>>): Promise<unknown> {
+  if (settings.activation_fn !== undefined) return settings.activation_fn
+  const config = objectOf(await readJsonIfThere(directory, 'config.json'))
+  return objectOf(config.sentence_transformers).activation_fn ?? config.sbert_ce_default_activation_function
 }
 
 /** Newer configs name the mode, older ones have a switch for each. Several modes are joined by +. */

@@ -21,7 +21,7 @@ export interface UrlFile {
   readonly hasRanges: boolean
 }
 
-export type OpenUrlFile = (file: UrlFile, isInPlace: boolean) => Promise<ByteSource>
+export type OpenUrlFile = (file: UrlFile, isInPlace?: boolean) => Promise<ByteSource>
 
 const KNOWN_FILES = [
   ...'adapter_config.json adapter_model.bin adapter_model.safetensors chat_template.jinja config.json'.split(' '),
@@ -32,6 +32,9 @@ const KNOWN_FILES = [
 const GRAPHS = ['model.onnx', 'model_fp16.onnx', 'model_quantized.onnx', 'model_q4.onnx']
 /** Statuses for missing files. Some storage answers 403 if you may not list its files. */
 const ABSENT = [403, 404, 410]
+
+/** `page`: a page of HTML in place of the file, which the server does not have. */
+type Answer = UrlFile | MemorySource | 'absent' | 'page'
 
 export function urlConnection(url: string, rest: Omit<HubConnection, 'endpoint' | 'token'>): HubConnection {
   return { ...rest, endpoint: new URL(url).origin }
@@ -47,7 +50,7 @@ export class UrlDirectory extends ReadOnlyDirectory implements Directory {
   protected override readonly refusal = { what: 'nothing is written to a URL', hint: 'Write to a folder' }
   /** Without the query, which may hold a signature: the name is written into messages and adapters. */
   readonly name: string
-  readonly #asked = new Map<string, Promise<UrlFile | MemorySource | undefined>>()
+  readonly #asked = new Map<string, Promise<Answer>>()
 
   constructor(
     readonly url: string,
@@ -74,20 +77,28 @@ export class UrlDirectory extends ReadOnlyDirectory implements Directory {
 
   async has(path: string): Promise<boolean> {
     try {
-      return (await this.#ask(path)) !== undefined
+      return typeof (await this.#ask(path)) !== 'string'
     } catch (error) {
       if (!this.connection.hidesRedirects || !isUnreachable(error)) throw error
       // Many hosts send no CORS headers for a missing file, and then a page cannot tell it from a host that is down. If
       // the host has sent another file of this folder, the file is missing.
       const answers = await Promise.allSettled(this.#asked.values())
-      if (answers.some((answer) => answer.status === 'fulfilled' && answer.value !== undefined)) return false
+      if (answers.some((answer) => answer.status === 'fulfilled' && typeof answer.value !== 'string')) return false
       throw error
     }
   }
 
-  async open(path: string, isInPlace = false): Promise<ByteSource> {
+  async open(path: string, isInPlace?: boolean): Promise<ByteSource> {
     const found = await this.#ask(path)
-    if (found === undefined) throw new FileError({ where: shown(this.#url(path)), what: 'no such file on the server' })
+    const where = shown(this.#url(path))
+    if (found === 'absent') throw new FileError({ where, what: 'no such file on the server' })
+    if (found === 'page') {
+      throw new FileError({
+        where,
+        what: 'no such file: the server answers with a page of HTML',
+        hint: 'Put the file there. Development servers and many hosts send index.html for files that they do not have',
+      })
+    }
     return found instanceof MemorySource ? found : this.openFile(found, isInPlace)
   }
 
@@ -98,7 +109,7 @@ export class UrlDirectory extends ReadOnlyDirectory implements Directory {
     return url
   }
 
-  #ask(path: string): Promise<UrlFile | MemorySource | undefined> {
+  #ask(path: string): Promise<Answer> {
     const { href } = this.#url(path)
     const known = this.#asked.get(href)
     if (known !== undefined) return known
@@ -109,14 +120,18 @@ export class UrlDirectory extends ReadOnlyDirectory implements Directory {
   }
 }
 
+function isHtml(start: Uint8Array | undefined): boolean {
+  return /^\s*<(!doctype html|html)\b/i.test(new TextDecoder().decode(start?.subarray(0, 32)))
+}
+
 /**
- * Asks for a file, and returns undefined if there is none. The file is read at once if the server does not tell its
- * length, or if it belongs to an extension.
+ * Asks for a file. It is read at once if the server does not tell its length, or if it belongs to an extension.
  */
-async function ask(url: string, connection: HubConnection): Promise<UrlFile | MemorySource | undefined> {
+async function ask(url: string, connection: HubConnection): Promise<Answer> {
   // If a page asks for a range of an extension's file, Chromium answers with it as if it were the whole file.
   const isRemote = /^https?:/i.test(url)
-  let answer = await request(connection, url, isRemote ? { range: 'bytes=0-0' } : {})
+  // Enough bytes to recognize a page of HTML.
+  let answer = await request(connection, url, isRemote ? { range: 'bytes=0-31' } : {})
   if (answer.response.status === 206 && !answer.response.headers.has('content-range')) {
     // A page may not be allowed to see this header of another origin, but it can ask for the whole length.
     await answer.cancel()
@@ -132,13 +147,23 @@ async function ask(url: string, connection: HubConnection): Promise<UrlFile | Me
   const text = status === 206 ? /\/(\d+)$/.exec(range)?.[1] : (headers.get('content-length') ?? undefined)
   const isEncoded = headers.get('content-encoding') !== null
   const version = versionOf(answer.response)
+  const isPage = ok && /^\s*text\/html\b/i.test(headers.get('content-type') ?? '')
   if (ok && status === 200 && (text === undefined || isEncoded || !isRemote)) {
     const parts: Uint8Array[] = []
     for await (const chunk of answer.chunks()) parts.push(chunk)
-    return new MemorySource(concatBytes(parts), shown(url))
+    const whole = new MemorySource(concatBytes(parts), shown(url))
+    return isPage || isHtml(parts[0]) ? 'page' : whole
+  }
+  let hasPage = isPage
+  if (ok && !isPage) {
+    for await (const chunk of answer.chunks()) {
+      hasPage = isHtml(chunk)
+      break
+    }
   }
   await answer.cancel()
-  if (ABSENT.includes(status)) return undefined
+  if (ABSENT.includes(status)) return 'absent'
+  if (hasPage) return 'page'
   if (!ok) throw urlRefusal(url, answer.response)
   const byteLength = Number(text)
   if (text !== undefined && Number.isSafeInteger(byteLength))

@@ -131,9 +131,11 @@ async function openFolder(directory: Directory, { name, isTolerant = false }: Op
   const close = () => opened.source.close()
   return closingOnError({ close }, async () => {
     const { tensors, notes: keyNotes } = normalizeKeys(opened, name)
-    const chatTemplate = await readChatTemplate(folder.directory, folder.path)
-    const prompts = await readNamedPrompts(folder.directory, folder.path)
-    const trainedOn = await readBaseRecord(folder.directory, folder.path)
+    const [chatTemplate, prompts, trainedOn] = await Promise.all([
+      readChatTemplate(folder.directory, folder.path),
+      readNamedPrompts(folder.directory, folder.path),
+      readBaseRecord(folder.directory, folder.path),
+    ])
     const isInside = name === undefined && folder.path !== ''
     const { notes: meaningNotes, ...meaning } = readMeaning(opened.metadata)
     const inside = isInside ? [`an adapter in ${folder.path}, its only one`] : []

@@ -62,8 +62,10 @@ export async function openPathJob(request: MergeRequest, runs: boolean): Promise
           const [folder, shown] = isFile ? [output.work, path.dirname(given)] : [output.made, given]
           try {
             await check()
+            await Promise.all(opened.sources.map((source) => source.fetch?.()))
+            const before = stamps.map((stamp, i) => stamp || stampOf(opened.sources[i]))
             const report = await carryOut(opened, new UnfinishedFolder(folder, shown), request, threads)
-            refuseChanges(opened.sources, stamps)
+            refuseChanges(opened.sources, before)
             if (!isFile) await writeRecord(folder, request, report)
             const mayReplace = async (old: string) => (isFile ? undefined : refuseForeignFiles(old, given))
             await output.publish(overwrite ? mayReplace : undefined, isFile ? await dataFilesOf(out, inputs) : [])

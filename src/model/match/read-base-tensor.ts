@@ -5,24 +5,24 @@ import { UnsupportedError } from '../../core/base/errors.js'
 import { transpose } from '../../core/base/tensor.js'
 import type { OnnxModel } from '../../onnx/format/model.js'
 import type { Graph } from '../../onnx/view/graph.js'
-import type { BaseTensor } from '../place/tensors.js'
+import type { VectorPlacement, WeightPlacement } from '../place/placement.js'
 import { FLOAT_DTYPES } from './forms/float-product.js'
 import type { Linear } from './linears.js'
 import { storedValue } from './parameters.js'
 
+/** Reads the base's values at the place of a weight, or of a vector of `length` values. */
 export async function readBaseTensor(
   model: OnnxModel,
   graph: Graph,
-  { name, shape, places: [place] }: BaseTensor,
+  at: WeightPlacement | VectorPlacement,
+  length: number,
 ): Promise<Float32Array> {
-  if (place.kind === 'vector') {
-    const { node, input } = place.place
-    const values = await readVector(model, graph, node.input[input], name)
-    const start = place.part?.start ?? 0
-    return values.slice(start, start + shape[0])
+  if (at.kind === 'vector') {
+    const { node, input, part, start = 0 } = at
+    return (await readVector(model, graph, node.input[input], part)).slice(start, start + length)
   }
-  const { form, transposed, k, d } = place.linear
-  const lines = await (await form.openLines(model, graph, place.linear))(0, transposed ? d : k)
+  const { form, transposed, k, d } = at.linear
+  const lines = await (await form.openLines(model, graph, at.linear))(0, transposed ? d : k)
   // In PyTorch a weight is (d, k), and an embedding (k, d).
   if (transposed !== (form.isLookup === true)) return lines
   return transpose({ data: lines, shape: transposed ? [d, k] : [k, d] }).data as Float32Array

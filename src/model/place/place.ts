@@ -40,7 +40,7 @@ import {
   type VectorPlacement,
   type WeightPlacement,
 } from './placement.js'
-import { type BaseTensor, baseTensors, normOffset, trainableTensor, UNKNOWN_OFFSET } from './tensors.js'
+import { type BaseTensor, normOffset, requireTrainable, UNKNOWN_OFFSET, untrainable } from './tensors.js'
 
 /** Places the parts of an adapter, kind by kind. */
 export function place(model: PlacedModel, adapter: PlacedAdapter, facts: Facts): Placed {
@@ -50,11 +50,6 @@ export function place(model: PlacedModel, adapter: PlacedAdapter, facts: Facts):
     const { value = [], problems: found } = attempt(work)
     placements.push(...value)
     problems.push(...found.map((error) => ({ part, error })))
-  }
-  let listed: readonly BaseTensor[] | undefined
-  const tensors = () => {
-    listed ??= baseTensors(model)
-    return listed
   }
   const partsOf = <Kind extends PartShape['kind']>(kind: Kind) =>
     adapter.parts.filter((part): part is PartOf<Kind> => part.kind === kind)
@@ -68,9 +63,7 @@ export function place(model: PlacedModel, adapter: PlacedAdapter, facts: Facts):
   for (const part of partsOf('embedding')) add(part.name, () => placeEmbedding(model, part))
   for (const part of partsOf('convolution')) add(part.name, () => placeConvolution(model, part))
   for (const part of partsOf('parameter')) add(part.name, () => placeParameter(model, part))
-  for (const part of partsOf('replacement')) {
-    add(part.name, () => placeTensor(model, part, adapter, facts, tensors))
-  }
+  for (const part of partsOf('replacement')) add(part.name, () => placeTensor(model, part, adapter, facts))
   for (const part of partsOf('token-rows')) add(part.name, () => placeRows(model, part, adapter, facts))
   return { placements, problems }
 }
@@ -103,6 +96,13 @@ export function placeFactors(
     ...experts.map((of) => ({ ...of, kind: 'parameter', module: moduleOf(of.name) }) as const),
   ]
   return placedOrThrow(place(model, { parts, isConv1d: false, has: () => false }, NO_FACTS))
+}
+
+/** Returns the first place of a tensor of the base that a training changes. Throws if it cannot be trained. */
+export function placeWhole(model: PlacedModel, { name, module, shape }: BaseTensor): WeightPlacement | VectorPlacement {
+  const part = { kind: 'replacement', name, module, dtype: 'fp32', shape, isTrained: true } as const
+  const [at] = placedOrThrow(place(model, { parts: [part], isConv1d: false, has: () => false }, NO_FACTS))
+  return at as WeightPlacement | VectorPlacement
 }
 
 /** Throws the first problem. */
@@ -242,11 +242,10 @@ function placeTensor(
   part: PartOf<'replacement'>,
   adapter: PlacedAdapter,
   { tied, copies }: Facts,
-  tensors: () => readonly BaseTensor[],
 ): Placement[] {
   const { graph, linears, embeddings, config, use } = model
   const { name, module, isTrained, shape } = part
-  if (use === 'training' && isTrained && !isOfIntegers(model, part)) return placeTrained(tensors(), part, adapter)
+  const isWhole = use === 'training' && isTrained && !isOfIntegers(model, part)
   const member = name.slice(module.length + 1)
   if (!isWeightDtype(part.dtype)) refuse(name, 'values of this type cannot take a place in the graph', part.dtype)
   const own = ofModule(linears, module)
@@ -254,7 +253,7 @@ function placeTensor(
   const ofEmbedding = isWeight && own.length === 0 ? ofModule(embeddings, module) : []
   const vector = (at: Omit<VectorPlacement, 'kind' | 'part'>): VectorPlacement => {
     const what = 'a vector that is saved with an adapter, but not trained, has no place in training'
-    return use === 'training' ? refuse(name, what) : { kind: 'vector', part: name, ...at }
+    return use === 'training' && !isWhole ? refuse(name, what) : { kind: 'vector', part: name, ...at }
   }
   if (member === 'bias' && own.length > 0) {
     return own.map((linear) => {
@@ -267,13 +266,15 @@ function placeTensor(
     })
   }
   if (!isWeight || (own.length === 0 && ofEmbedding.length === 0)) {
-    const places = placesOf(graph, name, shape)
+    const places = isWhole && shape.length > 1 ? [] : placesOf(graph, name, shape)
     if (places.length === 0) {
       const ops = graph.nodes.filter((node) => nodeScope(node) === module).map(({ opType }) => opType)
       refuse(name, 'the graph has no tensor that is certain to be this one', ops.join(', ') || 'no node')
     }
     const { model_type: type = 'no model_type in config.json' } = config
-    const offset = normOffset(graph, config, name) ?? refuse(name, UNKNOWN_OFFSET, String(type))
+    const offset = normOffset(graph, config, name)
+    if (offset === undefined && isWhole) throw untrainable(name, UNKNOWN_OFFSET, places[0].node)
+    if (offset === undefined) refuse(name, UNKNOWN_OFFSET, String(type))
     if (use === 'session') for (const at of places) checkVector(name, at)
     return places.map((at) => vector({ ...at, linear: undefined, start: undefined, offset }))
   }
@@ -281,6 +282,10 @@ function placeTensor(
   const tiedTo = (table: Linear, heads: readonly Linear[]) =>
     heads.filter((head) => head.isHead && tied.get(table.name)?.includes(head.name))
   const wanted = use === 'merge' ? shapeBefore(model, part) : shape
+  if (isWhole) {
+    for (const linear of [...own, ...ofEmbedding]) requireTrainable(linear, name)
+    if (adapter.has(module)) refuse(name, 'a weight that is replaced and adapted at once cannot be trained')
+  }
   // In PEFT a trained copy replaces only its own module. A copy that was merely saved is for all uses of the base's
   // tensor.
   const found =
@@ -299,18 +304,21 @@ function placeTensor(
         ])
   return found.flatMap(({ linear, isInputMajor }): WeightPlacement[] => {
     if (!isTrained && copies.has(copyAt(name, linear))) return []
-    if (use === 'training' && isTrained && !linear.form.isQuantized) return []
-    return [valuesAt(model, { part: name, linear, isInputMajor, tokens: undefined })]
+    const isHeld = use === 'training' && isTrained && !linear.form.isQuantized
+    if (isHeld && isInputMajor && !linear.form.isLookup) throw shapeError(name, [linear.d, linear.k], shape)
+    if (isHeld && !isWhole) return []
+    return [valuesAt(model, { part: name, linear, isInputMajor, tokens: undefined }, isHeld)]
   })
 }
 
 function valuesAt(
   { use }: PlacedModel,
   at: Pick<WeightPlacement, 'part' | 'linear' | 'isInputMajor' | 'tokens'>,
+  isHeld = false,
 ): WeightPlacement {
   const { linear, tokens } = at
   const { name, dataType, form } = linear
-  const inFloats = use === 'merge' ? form.isQuantized : use === 'training' && tokens === undefined
+  const inFloats = use === 'merge' ? form.isQuantized : use === 'training' && tokens === undefined && !isHeld
   if (inFloats && FLOAT_DTYPES[dataType] === undefined)
     refuse(name, 'its type of floats cannot be written', dataTypeName(dataType))
   if (use === 'merge') requireMergeable(linear)
@@ -375,23 +383,4 @@ function placeRows(
 function isOfIntegers({ linears, embeddings }: PlacedModel, { shape, module }: PartOf<'replacement'>): boolean {
   const integers = [...linears, ...embeddings].filter(({ form }) => form.isQuantized)
   return shape.length === 2 && integers.some((integer) => endAlike(integer.name, module))
-}
-
-/** Finds the inputs that read a tensor which is trained whole. */
-function placeTrained(
-  tensors: readonly BaseTensor[],
-  part: PartOf<'replacement'>,
-  adapter: PlacedAdapter,
-): Placement[] {
-  const { name, module, shape } = part
-  const { places, offset } = trainableTensor(tensors, name, shape)
-  if (name === `${module}.weight` && adapter.has(module)) {
-    refuse(name, 'a weight that is replaced and adapted at once cannot be trained')
-  }
-  return places.map((at): Placement => {
-    const { linear } = at
-    if (at.kind === 'vector') return { kind: 'vector', part: name, ...at.place, linear, start: at.part?.start, offset }
-    const held = { isInputMajor: at.linear.form.isLookup === true, tokens: undefined, inFloats: false }
-    return { kind: 'weight', part: name, ...weightAt(at.linear), linear: at.linear, ...held }
-  })
 }

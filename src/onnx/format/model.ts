@@ -68,7 +68,7 @@ export class OnnxModel {
 
   /** Downloads the files that are on a server and not here yet. */
   async fetch(): Promise<void> {
-    for (const file of this.files.values()) await file.fetch?.()
+    await Promise.all([...this.files.values()].map((file) => file.fetch?.()))
   }
 
   /** Closes all files. */
@@ -89,11 +89,9 @@ async function refuse(source: ByteSource, cause: unknown): Promise<never> {
   })
 }
 
-/** A smaller .onnx file is downloaded whole, which is faster than to ask for each part between its weights. */
-const LEAST_IN_PLACE_BYTES = 1 << 26
-
 /**
- * Opens a model without reading its weights. Weights on the Hub stay there until one is read or `fetch` is called.
+ * Opens a model without reading its weights. On the Hub, files of weights stay there until one is read or `fetch` is
+ * called. An .onnx file is downloaded: the parts of a graph lie between its weights, and each would take a request.
  * Throws FileError if a file is missing.
  */
 export async function loadOnnx(directory: Directory, path: string): Promise<OnnxModel> {
@@ -101,9 +99,8 @@ export async function loadOnnx(directory: Directory, path: string): Promise<Onnx
   const fileName = path.slice(slash + 1)
   const files = new Map<string, ByteSource>()
   try {
-    const source = await directory.open(path, true)
+    const source = await directory.open(path, false)
     files.set(fileName, source)
-    if (source.byteLength < LEAST_IN_PLACE_BYTES) await source.fetch?.()
     const skeleton = await scanSkeleton(source, fileName).catch((cause) => refuse(source, cause))
     const proto = decodeModel(skeleton, source.name)
     const model = new OnnxModel(source.name, fileName, proto, files)

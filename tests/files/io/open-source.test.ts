@@ -41,7 +41,7 @@ class Site {
   }
 
   get loads(): string[] {
-    return this.seen.filter(({ range }) => range !== 'bytes=0-0').map(({ path: file }) => file)
+    return this.seen.filter(({ range }) => range !== 'bytes=0-31').map(({ path: file }) => file)
   }
 
   #answer({ url, headers: { range, authorization } }: IncomingMessage, response: ServerResponse): void {

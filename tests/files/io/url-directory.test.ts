@@ -46,3 +46,40 @@ describe('the folder of an extension', () => {
     expect(new TextDecoder().decode(await file.read(0, file.byteLength))).toBe('{"rank": 8}')
   })
 })
+
+describe('a host that sends its page for each file that it does not have', () => {
+  const page = '<!DOCTYPE html>\n<html><body>a page</body></html>'
+  const config = '{"model_type": "llama"}'
+  const answer = (text: string, range: string | null, type: string | undefined) => {
+    const bytes = new TextEncoder().encode(text)
+    const headers = new Headers()
+    if (type !== 'chunked') headers.set('content-length', String(bytes.length))
+    if (type?.includes('/')) headers.set('content-type', type)
+    if (range === null) return new Response(bytes, { headers })
+    const part = bytes.subarray(0, 32)
+    headers.set('content-range', `bytes 0-${part.length - 1}/${bytes.length}`)
+    return new Response(part, { status: 206, headers })
+  }
+
+  it.each([
+    ['as Vite does', 'text/html', false],
+    ['with ranges', 'text/html; charset=utf-8', true],
+    ['without a type', undefined, false],
+    ['without a type, with ranges', undefined, true],
+    ['of another type', 'application/octet-stream', true],
+    ['without a length', 'chunked', false],
+  ])('%s: an optional file is absent, and a needed one is named with the reason', async (_, type, hasRanges) => {
+    const fetch: FetchLike = async (url, options) => {
+      const range = new Headers(options?.headers as HeadersInit).get('range')
+      const isThere = String(url).endsWith('/config.json')
+      return answer(isThere ? config : page, hasRanges ? range : null, isThere ? 'application/json' : type)
+    }
+    const directory = folder(fetch, true)
+    expect(await directory.list()).toEqual(['config.json'])
+    expect(await directory.folders()).toEqual([])
+    expect(await directory.has('chat_template.jinja')).toBe(false)
+    await expect(directory.open('tokenizer.json')).rejects.toThrow(
+      /model\/tokenizer\.json: no such file.*page of HTML.*index\.html/s,
+    )
+  })
+})

@@ -63,7 +63,7 @@ export class HubDirectory extends ReadOnlyDirectory implements Directory {
     readonly commit: string,
     private readonly files: {
       readonly paths: ReadonlySet<string>
-      open(path: string, isInPlace: boolean): Promise<ByteSource>
+      open(path: string, isInPlace?: boolean): Promise<ByteSource>
     },
   ) {
     super()
@@ -88,7 +88,7 @@ export class HubDirectory extends ReadOnlyDirectory implements Directory {
     return this.files.paths.has(this.#full(path))
   }
 
-  async open(path: string, isInPlace = false): Promise<ByteSource> {
+  async open(path: string, isInPlace?: boolean): Promise<ByteSource> {
     const full = this.#full(path)
     if (this.files.paths.has(full)) return this.files.open(full, isInPlace)
     throw new FileError({

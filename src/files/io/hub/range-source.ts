@@ -28,18 +28,8 @@ export interface RangeSource extends ByteSource {
   read(offset: number, byteLength: number, onReceived?: OnReceived): Promise<Uint8Array<ArrayBuffer>>
 }
 
-/** After this many requests we can tell whether a reader skips much of a file. */
-const TRIED_REQUESTS = 32
-
-/** In the time of one request, about this many bytes of a download arrive. */
-const BYTES_OF_REQUEST = 1 << 21
-
-/**
- * A file that is read in ranges until `fetch` downloads it. If a reader skips so little that asking for the next range
- * takes longer than downloading what lies between, as between small weights, the whole file is downloaded at once.
- */
-export function inPlace(ranges: RangeSource, download: () => Promise<ByteSource>): ByteSource {
-  const { name, byteLength } = ranges
+/** A file that stays on its server until `fetch` or the first `read` downloads it. */
+export function inPlace({ name, byteLength }: RangeSource, download: () => Promise<ByteSource>): ByteSource {
   let here: ByteSource | undefined
   let coming: Promise<ByteSource> | undefined
   const bring = async () => {
@@ -50,16 +40,6 @@ export function inPlace(ranges: RangeSource, download: () => Promise<ByteSource>
       coming = undefined
     }
     return here
-  }
-  let [requests, asked] = [0, Number.NEGATIVE_INFINITY]
-  const read = async (offset: number, length: number) => {
-    if (here !== undefined) return here.read(offset, length)
-    if (offset < asked || offset + length > asked + BLOCK_BYTES) {
-      requests++
-      asked = offset
-    }
-    const isSlow = requests > TRIED_REQUESTS && offset < requests * BYTES_OF_REQUEST
-    return (isSlow ? await bring() : ranges).read(offset, length)
   }
   return {
     name,
@@ -73,7 +53,7 @@ export function inPlace(ranges: RangeSource, download: () => Promise<ByteSource>
     get blob() {
       return here?.blob
     },
-    read,
+    read: async (offset, length) => (here ?? (await bring())).read(offset, length),
     get fetch() {
       return here === undefined ? async () => void (await bring()) : undefined
     },

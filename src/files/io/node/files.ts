@@ -183,6 +183,9 @@ export async function openFile(file: string): Promise<ByteSource> {
   }
 }
 
+/** Closes files of models that a program drops without `close`: Node warns of handles that it collects open. */
+const dropped = new FinalizationRegistry<FileHandle>((handle) => void handle.close().catch(() => {}))
+
 function fileSource(handle: FileHandle, name: string, size: number, realPath: string): ByteSource {
   const source: ByteSource & Required<Pick<ByteSource, 'readInto'>> = {
     name,
@@ -211,6 +214,7 @@ function fileSource(handle: FileHandle, name: string, size: number, realPath: st
     },
     close: () => handle.close(),
   }
+  dropped.register(source, handle)
   return source
 }
 

@@ -158,10 +158,10 @@ function openUrlFolder(url: string, options: WebHubOptions): UrlDirectory {
   const { fetch, signal, times, readsRanges, onDownload } = options
   const connection = urlConnection(url, { fetch, signal, hidesRedirects: true, ...times })
   const cache = new FileCache(options.caches, options.onWarning)
-  const open = async (file: UrlFile, isInPlace: boolean): Promise<ByteSource> => {
+  const open = async (file: UrlFile, isInPlace?: boolean): Promise<ByteSource> => {
     const refused = (response: Response) => urlRefusal(file.url, response)
     const ranges = rangeSource(connection, { ...file, name: shown(file.url) }, refused)
-    const isRead = readsRanges && file.byteLength > MAX_WHOLE_BYTES
+    const isRead = readsRanges && isInPlace !== false && file.byteLength > MAX_WHOLE_BYTES
     if (file.hasRanges && (isRead || file.version === undefined)) return ranges
     const key = new URL(file.url)
     key.searchParams.set('lowrank-version', file.version ?? `${Date.now()}`)
@@ -188,7 +188,7 @@ export async function openHubInBrowser(source: HubSource, options: WebHubOptions
   const models = `${endpoint}/api/models/${id}`
   const commit = await commitOf()
   const files = await filesOf()
-  const open = async (path: string, isInPlace: boolean): Promise<ByteSource> => {
+  const open = async (path: string, isInPlace?: boolean): Promise<ByteSource> => {
     const file = files.get(path)!
     const { byteLength } = file
     const url = fileUrl(connection, source, commit, path)
@@ -196,7 +196,8 @@ export async function openHubInBrowser(source: HubSource, options: WebHubOptions
     const refused = (response: Response) => refusal(response, { ...asked, file: path })
     const ranges = rangeSource(connection, { url, name, byteLength }, refused)
     const isAway = async () => !(await cache.has(url, byteLength))
-    if (options.readsRanges && byteLength > MAX_WHOLE_BYTES && (await isAway())) return ranges
+    const isRead = options.readsRanges && isInPlace !== false && byteLength > MAX_WHOLE_BYTES
+    if (isRead && (await isAway())) return ranges
     const download = () => cache.open(ranges, url, { digest: digestOf(file), onDownload: options.onDownload })
     return isInPlace && (await isAway()) ? inPlace(ranges, download) : download()
   }

@@ -1,4 +1,4 @@
-import { chmod, lstat, mkdir, readdir, readFile, readlink, writeFile } from 'node:fs/promises'
+import { chmod, lstat, mkdir, readdir, readFile, readlink, rm, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { beforeEach, describe, expect, test } from 'vitest'
 import { readAll, readJson } from '../../../../src/core/base/bytes.js'
@@ -151,38 +151,33 @@ describe('what comes', () => {
     }
     const requests = (origin: string) => current.hub.seen.filter((seen) => seen.origin === origin)
 
-    test('stays on the Hub until it is fetched, and ranges come from where the Hub has sent the first', async () => {
-      const source = await openLarge()
-      for (const at of [0, 5_000_000, 9_000_000]) {
-        expect(await source.read(at, 10)).toEqual(large.subarray(at, at + 10))
-      }
-      expect(requests('storage').every(({ range }) => range !== undefined)).toBe(true)
-      expect(current.hub.loaded).toHaveLength(1)
-      await Promise.all([source.fetch?.(), source.fetch?.()])
-      expect(source.fetch).toBeUndefined()
-      expect(source.realPath).toBeDefined()
-      expect(await source.read(5_000_000, 10)).toEqual(large.subarray(5_000_000, 5_000_010))
-      expect(requests('storage').filter(({ range }) => range === undefined)).toHaveLength(1)
-      await source.close()
+    test('stays on the Hub until it is fetched or read', async () => {
+      const fetched = await openLarge()
+      expect(current.hub.loaded).toEqual([])
+      await Promise.all([fetched.fetch?.(), fetched.fetch?.()])
+      expect(fetched.fetch).toBeUndefined()
+      expect(fetched.realPath).toBeDefined()
+      expect(await fetched.read(5_000_000, 10)).toEqual(large.subarray(5_000_000, 5_000_010))
+      expect(requests('storage').map(({ range }) => range)).toEqual([undefined])
+      await fetched.close()
       expect((await openLarge()).fetch).toBeUndefined()
+      await rm(path.join(current.home, 'hub', 'models--org--large'), { recursive: true })
+      const read = await openLarge()
+      expect(await read.read(5_000_000, 10)).toEqual(large.subarray(5_000_000, 5_000_010))
+      expect(read.fetch).toBeUndefined()
+      await read.close()
     })
+  })
 
-    test('comes whole if many small parts of it are read', async () => {
-      const source = await openLarge()
-      for (let at = 0; at < 33; at++) await source.read(at * 280_000, 10)
-      expect(source.fetch).toBeUndefined()
-      await source.close()
-    })
-
-    test('is asked for at the Hub again if the address of its content is no longer valid', async () => {
-      const source = await openLarge()
-      await source.read(0, 10)
-      current.hub.seen.length = 0
-      current.hub.faults.set('model.onnx', { status: 403, times: 1 })
-      expect(await source.read(5_000_000, 10)).toEqual(large.subarray(5_000_000, 5_000_010))
-      expect(current.hub.loaded).toHaveLength(1)
-      await source.close()
-    })
+  test('ranges come from where the Hub has sent the first, and from the Hub if that address is no longer valid', async () => {
+    current.hub.repositories.set('org/large', { files: { weights: noise(10_000_000) }, lfs: ['weights'] })
+    const source = await (await open('org/large', {}, { readsRanges: true })).open('weights')
+    for (const at of [0, 5_000_000, 9_000_000]) await source.read(at, 10)
+    expect(current.hub.loaded).toHaveLength(1)
+    current.hub.faults.set('weights', { status: 403, times: 1 })
+    expect(await source.read(3_000_000, 10)).toEqual(noise(10_000_000).subarray(3_000_000, 3_000_010))
+    expect(current.hub.loaded).toHaveLength(2)
+    await source.close()
   })
 
   test('files in place of links where links are not wanted', async () => {

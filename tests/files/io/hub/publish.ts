@@ -8,8 +8,6 @@ const ROOT = path.join(import.meta.dirname, '../../../..')
 export const MODEL = path.join(ROOT, 'models', 'union-3m')
 export const golden = (name: string) => path.join(ROOT, 'tests', 'golden', 'peft', name)
 
-const LFS = ['onnx/model.onnx', 'model.safetensors', 'adapter_model.safetensors']
-
 /** Publishes a folder, with some files replaced. */
 export function publish(hub: FakeHub, id: string, folder: string, changes: Record<string, Uint8Array> = {}): void {
   const entries = readdirSync(folder, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile())
@@ -19,5 +17,7 @@ export function publish(hub: FakeHub, id: string, folder: string, changes: Recor
       return [path.relative(folder, file).split(path.sep).join('/'), readFileSync(file) as Uint8Array]
     }),
   )
-  hub.repositories.set(id, { files: { ...files, ...changes }, lfs: LFS })
+  const all = { ...files, ...changes }
+  const lfs = Object.keys(all).filter((name) => /\.(onnx.*|safetensors)$/.test(name))
+  hub.repositories.set(id, { files: all, lfs })
 }

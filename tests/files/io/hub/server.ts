@@ -72,6 +72,11 @@ export class FakeHub {
   link: string | undefined
   /** Entries that a hostile server adds to each tree. */
   extraEntries: unknown[] = []
+  /** The time before each answer. */
+  delayMs = 0
+  /** How many requests waited for their answers at the same time, at most. */
+  mostAtOnce = 0
+  #waiting = 0
   endpoint = ''
   storage = ''
   readonly #servers: Server[] = []
@@ -102,8 +107,11 @@ export class FakeHub {
       response.setHeader('access-control-allow-origin', '*')
       response.setHeader('access-control-allow-headers', '*, authorization')
       response.setHeader('access-control-expose-headers', '*')
+      this.mostAtOnce = Math.max(this.mostAtOnce, ++this.#waiting)
+      response.on('close', () => this.#waiting--)
       if (request.method === 'OPTIONS') response.writeHead(204).end()
-      else answer(request, response)
+      else if (this.delayMs === 0) answer(request, response)
+      else setTimeout(() => answer(request, response), this.delayMs)
     })
     this.#servers.push(server)
     await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))

@@ -99,7 +99,7 @@ export async function openHub(source: HubSource, options: OpenHubOptions = {}): 
     options.onWarning?.(`${error.message}. The copy in the cache is used, as it was when it came`)
   }
 
-  async function open(path: string, file: HubFile | undefined, isInPlace: boolean): Promise<ByteSource> {
+  async function open(path: string, file: HubFile | undefined, isInPlace?: boolean): Promise<ByteSource> {
     const local = cache.snapshot(commit, path)
     const status = await stat(local).catch(() => undefined)
     if (status?.isFile() && (file === undefined || status.size === file.byteLength)) {
@@ -123,7 +123,7 @@ export async function openHub(source: HubSource, options: OpenHubOptions = {}): 
     const url = fileUrl(connection, source, commit, path)
     const { byteLength } = file
     const ranges = rangeSource(connection, { url, name, byteLength }, refused)
-    if (options.readsRanges && byteLength > MAX_WHOLE_BYTES) return ranges
+    if (options.readsRanges && isInPlace !== false && byteLength > MAX_WHOLE_BYTES) return ranges
     const digest = file.sha256 ?? file.gitSha1
     const target = cache.blob(digest)
     await cache.prepare().catch(({ where, what, cause }: FileError) => {
@@ -163,13 +163,14 @@ export function openUrlFolder(url: string, options: OpenHubOptions = {}): UrlDir
   const { stallMs } = hubEnvironment(variables)
   const connection = urlConnection(url, { signal, ...(stallMs !== undefined && { stallMs }), ...times })
   const cache = path.join(variables.XDG_CACHE_HOME || path.join(homedir(), '.cache'), 'lowrank', 'urls')
-  const open = async (file: UrlFile, isInPlace: boolean): Promise<ByteSource> => {
+  const open = async (file: UrlFile, isInPlace?: boolean): Promise<ByteSource> => {
     const refused = (response: Response) => urlRefusal(file.url, response)
     const target = path.join(cache, ...placeOf(file.url))
     if (await isKept(target, file)) return openFile(target)
     const name = shown(file.url)
     const ranges = rangeSource(connection, { ...file, name }, refused)
-    if (readsRanges && file.hasRanges && file.byteLength > MAX_WHOLE_BYTES) return ranges
+    const isRead = readsRanges && isInPlace !== false && file.byteLength > MAX_WHOLE_BYTES
+    if (isRead && file.hasRanges) return ranges
     const bring = async () => {
       await makeFolders(path.dirname(target))
       // The name contains the version, so that a partial file of another version is not continued.
