@@ -11,6 +11,7 @@
 // - operators: the milliseconds of a step of eight rows by operator, as ONNX Runtime's profile has them. Of each node
 //   the quickest quarter of its runs counts, so that other programs disturb little. Then what a step has to do: products
 //   with weights, bytes of factors, and how quickly this machine copies memory.
+// - delay: how long a request with a large body keeps a server from all others, see serve-delay.mjs.
 // - beside (only if it is named): eight callers at once in a process of their own, with the build of --against and this
 //   one in turns: alone; while the callers' thread parses 5 MB of JSON every 50 ms, and while another process does; and
 //   while other programs keep all processors busy. The part of the throughput that is left, and the part of the
@@ -37,6 +38,7 @@ import { LoraAdapter, loadModel, openSession } from 'lowrank'
 import { findLinears } from '../dist/model/match/linears.js'
 import { Graph } from '../dist/onnx/view/graph.js'
 import { ADAPTERS, makeAdapters, PARSE_MS, PROMPTS, RANK } from './callers.mjs'
+import { measureDelay } from './serve-delay.mjs'
 import { measureTraining } from './serve-training.mjs'
 
 const { values: options, positionals } = parseArgs({
@@ -45,7 +47,7 @@ const { values: options, positionals } = parseArgs({
     rounds: { type: 'string', default: '3' },
     threads: { type: 'string', default: String(Math.min(2, cpus().length)) },
     tokens: { type: 'string', default: '64' },
-    only: { type: 'string', default: 'short,spread,turn,idle,sampled,operators' },
+    only: { type: 'string', default: 'short,spread,turn,idle,sampled,operators,delay' },
     'accuracy-level': { type: 'string' },
     against: { type: 'string' },
     dtype: { type: 'string' },
@@ -210,6 +212,7 @@ async function measure(folder) {
     for (const opened of Object.values(sessions)) await opened.dispose()
   }
   if (only.includes('operators')) await showOperators(model, adapters)
+  if (only.includes('delay')) await measureDelay(folder, { rounds, threads })
   await model.close()
 }
 

@@ -7,6 +7,8 @@ import { dirname, join, relative } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 import { build, type Plugin } from 'vite'
 import type { TestProject } from 'vitest/node'
+// @ts-expect-error A script without declarations.
+import { kyselyLater } from '../scripts/kysely-later.mjs'
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url))
 /** A bundle that no run used for so long is removed. */
@@ -77,6 +79,7 @@ async function bundle(): Promise<string> {
     logLevel: 'error',
     ssr: { noExternal: true, external: Object.keys(peerDependencies) },
     plugins: [
+      kyselyLater,
       {
         name: 'places',
         enforce: 'pre',

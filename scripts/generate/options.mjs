@@ -21,7 +21,7 @@ const BASE = 'src/core/base/options.ts'
 const TABLES = {
   'src/api/gen/options.ts': {
     'src/api/adapters.ts': ['ToPlainOptions'],
-    'src/api/evaluation.ts': ['EvaluateOptions'],
+    'src/api/evaluation.ts': ['EvaluateOptions', 'MineOptions'],
     'src/api/export/handoff.ts': ['HandoffOptions'],
     'src/api/inspect.ts': ['InspectOptions'],
     'src/api/merge-options.ts': ['MergeOptions', 'UnmergeOptions'],
@@ -45,16 +45,8 @@ const TABLES = {
   'src/onnx/gen/options.ts': { 'src/onnx/differentiate.ts': ['GradientOptions'] },
   'src/run/gen/options.ts': {
     'src/run/generate/sampling.ts': ['SamplingOptions'],
-    'src/run/session.ts': [
-      'ClassifyOptions',
-      'EmbedOptions',
-      'EncodeOptions',
-      'GenerateOptions',
-      'RunOptions',
-      'ScoreOptions',
-      'StreamOptions',
-      'TagOptions',
-    ],
+    'src/run/readings/options.ts': ['ClassifyOptions', 'EmbedOptions', 'RerankOptions', 'TagOptions'],
+    'src/run/session.ts': ['EncodeOptions', 'GenerateOptions', 'RunOptions', 'ScoreOptions', 'StreamOptions'],
   },
   'src/train/loop/gen/options.ts': {
     'src/train/loop/distill.ts': ['DistillOptions'],
@@ -77,7 +69,7 @@ const TABLES = {
   },
   'src/serve/gen/options.ts': {
     'src/serve/handler-options.ts': ['HandlerOptions'],
-    'src/serve/jobs/node/training-in.ts': ['TrainingOptions'],
+    'src/serve/jobs/node/training-options.ts': ['TrainingOptions'],
     'src/serve/node/listen.ts': ['ListenOptions'],
   },
   'src/train/tasks/gen/options.ts': {
@@ -85,6 +77,7 @@ const TABLES = {
     'src/train/tasks/embedding.ts': ['EmbeddingOptions'],
     'src/train/tasks/kto.ts': ['KtoOptions'],
     'src/train/tasks/labels/label-problems.ts': ['LabelOptions'],
+    'src/train/tasks/reranking.ts': ['RerankingOptions'],
     'src/train/tasks/token-classification.ts': ['TagOptions'],
   },
   'src/train/gen/options.ts': { 'src/train/settings.ts': ['TrainSettings'] },
@@ -104,8 +97,16 @@ const FLAGS = [
     'LoadModelOptions',
     'LoraConfig',
   ],
-  ...['MergeOptions', 'OpenSessionOptions'],
-  ...['PushOptions', 'ResizeOptions', 'ToPlainOptions', 'TrainOptions', 'TrainingOptions', 'UnmergeOptions'],
+  ...['MergeOptions', 'MineOptions', 'OpenSessionOptions'],
+  ...[
+    'PushOptions',
+    'RerankOptions',
+    'ResizeOptions',
+    'ToPlainOptions',
+    'TrainOptions',
+    'TrainingOptions',
+    'UnmergeOptions',
+  ],
 ]
 
 /** Interfaces whose defaults the code reads from a table, with the members in that table. */
@@ -122,10 +123,14 @@ const KINDS = {
   'AdapterSessionOptions.adapters': ['NAMED_ADAPTERS', 'src/model/source-values.ts'],
   'CombineOptions.adapters': ['ADAPTER_LIST', 'src/model/source-values.ts'],
   'EmbeddingOptions.loss': ['LOSS_NAME', 'src/train/tasks/task-values.ts'],
+  'RerankingOptions.loss': ['RANK_LOSS_NAME', 'src/train/tasks/task-values.ts'],
   'EmbeddingOptions.matryoshkaDims': ['DIMENSIONS', 'src/train/tasks/task-values.ts'],
   'EmbeddingOptions.queryPrompt': ['STRING', BASE, 'text'],
   'EmbeddingOptions.documentPrompt': ['STRING', BASE, 'text'],
   'EmbedOptions.prompt': ['STRING', BASE, 'text'],
+  'EmbedOptions.ranges': ['RANGES', 'src/run/readings/quantize.ts'],
+  'MineOptions.queryPrompt': ['STRING', BASE, 'text'],
+  'MineOptions.documentPrompt': ['STRING', BASE, 'text'],
   'EvaluateOptions.at': ['DIMENSIONS', 'src/train/tasks/task-values.ts', 'tokens'],
   'EvaluateOptions.adapters': ['NAMED_ADAPTERS', 'src/model/source-values.ts'],
   'StreamOptions.logitBias': ['LOGIT_BIAS', 'src/run/media-values.ts'],

@@ -1,14 +1,19 @@
-// Opens the model and the adapters, evaluates, and closes them. The code that evaluates loads with the first call.
+// Opens the model and the adapters, evaluates or mines negatives, and closes them. Code loads with the first call.
 
 import type { ByteSource, Source } from '../core/base/bytes.js'
 import { checkOptions } from '../core/base/options.js'
 import type { LoraAdapter } from '../lora/adapter.js'
 import type { Model } from '../model/model-folder.js'
-import type { EvaluateReport, EvaluateSettings } from '../train/evaluate/evaluate-adapters.js'
-import type { Data, TrainOptions } from '../train/options.js'
+import { MODEL } from '../model/source-values.js'
+import type { EvaluateSettings } from '../train/evaluate/evaluate-adapters.js'
+import type { EvaluateReport } from '../train/evaluate/report.js'
+import type { Data, TrainingData, TrainOptions } from '../train/options.js'
+import type { Mined } from '../train/search/mine.js'
+import type { MineCorpusSettings } from '../train/search/mine-corpus.js'
 import { openAdapter } from './adapters.js'
-import { EVALUATE_OPTIONS } from './gen/options.js'
+import { EVALUATE_OPTIONS, MINE_OPTIONS } from './gen/options.js'
 import type { AdapterToMerge } from './merge-options.js'
+import { loadModel } from './model.js'
 import { withOpened } from './open-run.js'
 import { platform } from './platform/platform.js'
 import { openData } from './sources.js'
@@ -40,17 +45,80 @@ export async function evaluate(options: EvaluateOptions): Promise<EvaluateReport
     } else adapters[name] = await openAdapter(adapter as LoraAdapter | Source, `adapters.${name}`)
   }
   if (corpus !== undefined) {
-    const opened: ByteSource[] = []
-    const documents = await openData(corpus, 'corpus', (file) => void opened.push(file))
-    const { evaluateSearch } = await import('../train/search/evaluate-search.js')
-    const search = withOpened(options, (model, data) =>
-      evaluateSearch(model, adapters, { data, corpus: documents }, settings),
-    )
-    return search.finally(() => Promise.all(opened.map((file) => file.close())))
+    return withCorpus(corpus, async (documents) => {
+      const { evaluateSearch } = await import('../train/search/evaluate-search.js')
+      return withOpened(options, (model, data) =>
+        evaluateSearch(model, adapters, { data, corpus: documents! }, settings),
+      )
+    })
+  }
+  if (options.measure === 'calls') {
+    const { evaluateCalls } = await import('../train/calls/evaluate-calls.js')
+    return withOpened(options, (model, data) => evaluateCalls(model, adapters, data, settings))
   }
   return withOpened(options, async (model, data) => {
     const { evaluateAdapters } = await import('../train/evaluate/evaluate-adapters.js')
     const { decodeImage = platform().decodeImage } = settings
     return evaluateAdapters(model, adapters, data, { ...settings, decodeImage })
   })
+}
+
+/** Options of {@link mineNegatives}. */
+export interface MineOptions extends MineCorpusSettings, Pick<TrainOptions, 'dtype'> {
+  /** The model whose vectors find negatives: an open one, which stays open, or any source of {@link loadModel}. */
+  readonly model: Model | Source
+  /** An adapter of this model. */
+  readonly adapter?: LoraAdapter | Source | undefined
+  /** Pairs of questions and documents, as for training. */
+  readonly data: Data
+  /**
+   * Questions that are held out: their documents are never negatives. Default: of the pairs those that `train` would
+   * hold out.
+   */
+  readonly evalData?: Data | undefined
+  /**
+   * A reranker, whose scores replace those of the vectors if a margin or `maxScore` is set.
+   * @flag DIR|ID
+   */
+  readonly reranker?: Model | Source | undefined
+  /**
+   * Documents to mine from: a folder of texts, records with `id` and `text`, or BEIR's layout. Default: those of the
+   * pairs.
+   */
+  readonly corpus?: Data | undefined
+}
+
+export async function mineNegatives(options: MineOptions): Promise<Mined> {
+  checkOptions(options, 'mineNegatives', MINE_OPTIONS)
+  const {
+    adapter,
+    corpus,
+    reranker,
+    model: _model,
+    data: _data,
+    evalData: _evalData,
+    dtype: _dtype,
+    ...settings
+  } = options
+  const lora = adapter === undefined ? undefined : await openAdapter(adapter, 'adapter')
+  return withCorpus(corpus, async (documents) => {
+    const { mineCorpus } = await import('../train/search/mine-corpus.js')
+    return withOpened(options, async (model, data, evalData) => {
+      const isOpen = reranker === undefined || MODEL.accepts(reranker)
+      const scorer = isOpen ? (reranker as Model | undefined) : await loadModel(reranker as Source)
+      const mining = mineCorpus(model, lora, { data, evalData, corpus: documents, reranker: scorer }, settings)
+      return mining.finally(() => (isOpen ? undefined : scorer?.close()))
+    })
+  })
+}
+
+async function withCorpus<T>(corpus: Data | undefined, work: (corpus: TrainingData | undefined) => Promise<T>) {
+  const opened: ByteSource[] = []
+  try {
+    const documents =
+      corpus === undefined ? undefined : await openData(corpus, 'corpus', (file) => void opened.push(file))
+    return await work(documents)
+  } finally {
+    await Promise.all(opened.map((file) => file.close()))
+  }
 }

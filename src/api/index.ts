@@ -24,6 +24,7 @@ export {
 export type { FloatDtype, TensorDtype, WeightDtype } from '../core/base/dtype.js'
 export {
   ConfigError,
+  ContextError,
   DataError,
   type ErrorCode,
   type ErrorDetails,
@@ -97,6 +98,7 @@ export type { DecodeImage, ImageSource, RgbImage } from '../model/images/image.j
 export type { ModuleMap } from '../model/match/linears.js'
 export type { Model } from '../model/model-folder.js'
 export type { ToolForm } from '../model/text/calls/call.js'
+export type { CallMatch } from '../model/text/calls/compare.js'
 export type { ChatMessage, MessageOfParts, MessagePart } from '../model/text/chat.js'
 export type { MessageRecord, TextRecord } from '../model/text/records.js'
 export type { TextStream, Tokenizer } from '../model/text/tokenizer.js'
@@ -120,9 +122,14 @@ export type {
   GenerateEvents,
   GenerateOptions,
   GenerateResult,
+  Precision,
   Prompt,
   PromptImages,
+  QuantizedOptions,
+  Ranges,
+  RankedDocument,
   ReadToken,
+  RerankOptions,
   RunOptions,
   ScoreOptions,
   StreamOptions,
@@ -135,14 +142,8 @@ export type {
   TokenScore,
 } from '../run/session.js'
 export type { Interval } from '../train/evaluate/bootstrap.js'
-export type {
-  Difference,
-  DifferingRecord,
-  EvaluatedModel,
-  EvaluateEvents,
-  EvaluateReport,
-  EvaluateSettings,
-} from '../train/evaluate/evaluate-adapters.js'
+export type { EvaluateEvents, EvaluateSettings } from '../train/evaluate/evaluate-adapters.js'
+export type { Difference, DifferingRecord, EvaluatedModel, EvaluateReport } from '../train/evaluate/report.js'
 export type { TokenExample, TrainerExample } from '../train/loop/examples.js'
 export type {
   Grader,
@@ -190,10 +191,11 @@ export type {
 } from '../train/report.js'
 export type { DataReport, PreviewExample, PreviewToken } from '../train/rows/check.js'
 export type { LengthReport } from '../train/rows/facts.js'
+export type { Mined, MineSettings } from '../train/search/mine.js'
 export type { Keep, Preset, Schedule, TrainSettings } from '../train/settings.js'
 export type { TaskFacts, TaskUse } from '../train/tasks/task.js'
 export type { ToPlainOptions } from './adapters.js'
-export type { EvaluateOptions } from './evaluation.js'
+export type { EvaluateOptions, MineOptions } from './evaluation.js'
 export type { TrainEvent, TrainRun } from './follow-run.js'
 export { configureHub, type DownloadEvents, type HubEvents, type HubOptions } from './hub.js'
 export type { CheckpointContents, InspectOptions, InspectReport } from './inspect.js'
@@ -226,6 +228,7 @@ export {
   loadAdapter,
   loadModel,
   merge,
+  mineNegatives,
   openSession,
   openTrainer,
   planMerge,

@@ -56,8 +56,8 @@ function targetOf(options: MergeOptions | UnmergeOptions, open: verbs.OpenJob | 
 async function openAll(options: MergeOptions, reading: Pick<RemoteOptions, 'readsRanges'>) {
   const { base, adapters: given, signal } = options
   const list = (Array.isArray(given) && !SOURCE.accepts(given) ? given : [given]) as AdapterToMerge[]
-  const adapters = await Promise.all(list.map((adapter) => weightedAdapter(adapter, { signal })))
-  const opened = await openSource(base, 'base', { signal, ...reading })
+  const opening = Promise.all(list.map((adapter) => weightedAdapter(adapter, { signal })))
+  const [adapters, opened] = await Promise.all([opening, openSource(base, 'base', { signal, ...reading })])
   return { base: opened, adapters, warnings: await baseWarnings(opened.directory, adapters) }
 }
 

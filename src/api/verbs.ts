@@ -342,6 +342,24 @@ export const evaluate: typeof import('./evaluation.js').evaluate = async (...giv
   (await import('./evaluation.js')).evaluate(...given)
 
 /**
+ * Mines negatives for pairs of questions and documents: documents of the corpus that look like answers and are none, as
+ * `mine_hard_negatives` of sentence-transformers finds them. The records train embeddings and rerankers. Documents of
+ * questions that are held out are never negatives.
+ *
+ * @throws ConfigError for an option that is unknown or not valid, DataError for pairs and documents that cannot be
+ *   used; what {@link loadModel} and {@link loadAdapter} throw
+ *
+ * @example
+ * const data = [{ query: 'How was the sea?', passage: 'It was calm.' }]
+ * const corpus = [{ id: 'a', text: 'The king was calm.' }, { id: 'b', text: 'A day at sea.' }]
+ * const model = 'tests/golden/text-classification/encoder'
+ * const { records } = await mineNegatives({ model, data, corpus, numNegatives: 1 })
+ * console.log(records)
+ */
+export const mineNegatives: typeof import('./evaluation.js').mineNegatives = async (...given) =>
+  (await import('./evaluation.js')).mineNegatives(...given)
+
+/**
  * Shows how two adapters differ: norms, the cosine of both changes, and the layers that differ most.
  *
  * @throws MismatchError when a layer does not have the same shape in both; what {@link loadAdapter} throws

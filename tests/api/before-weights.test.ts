@@ -5,12 +5,10 @@ import { readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { afterEach, beforeEach, expect, test } from 'vitest'
-import { concatBytes, MemoryDirectory } from '../../src/core/base/bytes.js'
+import { MemoryDirectory } from '../../src/core/base/bytes.js'
 import { findLinears } from '../../src/model/match/linears.js'
-import { GraphProtoSchema, ModelProtoSchema, TensorProtoSchema } from '../../src/onnx/format/gen/onnx_pb.js'
 import { mapTensors } from '../../src/onnx/format/messages.js'
 import { loadOnnx, serializeModel } from '../../src/onnx/format/model.js'
-import { create } from '../../src/onnx/format/protobuf.js'
 import { DataType, externalTensor, isExternal, weightRange } from '../../src/onnx/format/tensors.js'
 import { Builder } from '../../src/onnx/view/builder.js'
 import { Graph } from '../../src/onnx/view/graph.js'
@@ -68,18 +66,8 @@ async function withWeightsBeside(files: Files): Promise<Files> {
   return moved
 }
 
-/** Adds a large weight that nothing reads. Two messages of protobuf, one after the other, are one. */
-async function inOneLargeFile(files: Files): Promise<Files> {
-  const rawData = new Uint8Array(2 ** 26)
-  const large = create(TensorProtoSchema, { name: 'large', dataType: DataType.UINT8, dims: [BigInt(2 ** 26)], rawData })
-  const graph = create(GraphProtoSchema, { initializer: [large] })
-  const whole = concatBytes([files['onnx/model.onnx'], serializeModel(create(ModelProtoSchema, { graph }))])
-  return { ...files, 'onnx/model.onnx': whole }
-}
-
 const KINDS = {
   'a graph with its weights beside it': { folder: 'models/llama-genai', operator: 'SimplifiedLayerNormalization' },
-  'a graph in one file': { folder: 'models/llama-optimum', operator: 'Softmax', change: inOneLargeFile },
   'an encoder and a decoder': { folder: 'graphs/t5', operator: 'Softmax', change: withWeightsBeside },
   'three graphs': { folder: 'graphs/llava', operator: 'Softmax', change: withWeightsBeside },
 }
@@ -89,7 +77,7 @@ const BROKEN = {
   ...KINDS,
   'a graph with other attention': ATTENTION,
   // No gradient passes positions.
-  'a graph with other positions': { folder: 'models/llama-optimum', operator: 'Cos', change: inOneLargeFile },
+  'a graph with other positions': { folder: 'models/llama-optimum', operator: 'Cos', change: withWeightsBeside },
 }
 type Kind = keyof typeof BROKEN
 
@@ -142,18 +130,9 @@ async function command(adapter: boolean, ...args: string[]): Promise<void> {
   if (code !== 0) throw new Error(stderr)
 }
 
-/** Files of weights that were asked for. Of a graph in one file, small parts do not count. */
+/** Files of weights that were asked for. */
 function weightsSent(): string[] {
-  const { files } = current.hub.repositories.get('org/model')!
-  return Object.keys(files).filter((name) => {
-    const isLarge = files[name].byteLength >= 2 ** 26
-    if (!isLarge && !/data$/.test(name)) return false
-    return current.hub.seen.some(({ path: url, range }) => {
-      const [, first, last] = /^bytes=(\d+)-(\d+)$/.exec(range ?? '') ?? []
-      const isPart = isLarge && first !== undefined && Number(last) - Number(first) < 2 ** 20
-      return url.endsWith(`/${name}`) && !isPart
-    })
-  })
+  return current.hub.loaded.filter((name) => /data$/.test(name))
 }
 
 const kinds = Object.keys(KINDS) as Kind[]

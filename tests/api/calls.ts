@@ -156,6 +156,12 @@ export const FUNCTIONS: Record<string, Call> = {
       step: /on\.step/,
     },
   },
+  mineNegatives: {
+    call: lowrank.mineNegatives,
+    args: () => [{ model: opened.model, data: [{ query: 'a', passage: 'b' }], corpus: [{ id: 1, text: 'c' }], on: {} }],
+    options: 0,
+    misspelled: { numNegative: /numNegatives/ },
+  },
   evaluate: {
     call: lowrank.evaluate,
     args: () => [{ model: opened.model, data: [], threads: 1 }],

@@ -21,6 +21,7 @@ const PAGES = [
   'merging',
   'inspecting-adapters',
   'evaluating',
+  'search',
   'tools',
   'formats',
   'handoff',
@@ -94,11 +95,13 @@ describe('README and the pages of docs/', () => {
       if (language === 'sh') {
         const lines = briefly(text).split('\n')
         for (const line of lines.filter((line) => line.startsWith('npx lowrank '))) {
-          const [, , ...args] = words(line)
+          const [command, file] = line.split(' > ')
+          const [, , ...args] = words(command as string)
           // `init` writes chats.jsonl, which an earlier page may have made.
           if (args[0] === 'init') rmSync(join(consumer.folder, 'chats.jsonl'), { force: true })
-          const { status, stderr } = consumer.node(BINARY, ...args)
+          const { status, stdout, stderr } = consumer.node(BINARY, ...args)
           expect(status, `${line}\n${stderr}`).toBe(0)
+          if (file !== undefined) consumer.write(file, stdout)
           ran++
         }
       }

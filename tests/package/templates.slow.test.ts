@@ -8,7 +8,7 @@ import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
-import { preview } from 'vite'
+import { createServer, preview } from 'vite'
 import { afterAll, beforeAll, describe, expect, it, onTestFinished } from 'vitest'
 import { LoraAdapter, MemoryDirectory, saveAdapter } from '../../src/api/node.js'
 import { browser } from '../browser.js'
@@ -104,6 +104,17 @@ describe.skipIf(browser === undefined)('the template', () => {
     copy('vite', ['vite'])
     run('vite', 'vite/bin/vite.js', 'build')
     await expectWrites(await serve(at('vite/dist')))
+    expect(filesBelow(at('vite/dist')).filter((file) => file.endsWith('.wasm'))).toHaveLength(1)
+  })
+
+  it('of Vite runs while it is developed: files that it does not have are answered by its page', async ({ skip }) => {
+    if (!canRun) skip()
+    copy('dev', ['vite'])
+    rmSync(at('dev/public/model/generation_config.json'))
+    const server = await createServer({ root: at('dev'), logLevel: 'silent', server: { port: 0, host: '127.0.0.1' } })
+    onTestFinished(() => server.close())
+    await server.listen()
+    await expectWrites(`http://127.0.0.1:${(server.httpServer!.address() as AddressInfo).port}/`, [], ['ws:'])
   })
 
   it('of an extension runs', async ({ skip }) => {

@@ -26,6 +26,8 @@ it('each threat of SECURITY.md names a test or a target that is there', () => {
   }
 })
 
+const NEWER = 'tests/serve/newer-fields.test.ts'
+
 /** Words of docs/serving.md, and the file and words that show them: a test's name, or the constant of a number. */
 const SERVING: readonly [promise: string, file: string, shows: string][] = [
   // Routes
@@ -34,7 +36,8 @@ const SERVING: readonly [promise: string, file: string, shows: string][] = [
   ['Calls come back parsed', 'tests/model/text/call-reader.test.ts', 'reads Hermes’ and Llama’s forms'],
   ['answers a chat, also as a stream', 'tests/serve/handler.test.ts', 'answer chats, with scores, whole and in pieces'],
   ["the same in OpenAI's newer form", 'tests/serve/handler.test.ts', 'answer as responses, whole and in events'],
-  ['Nothing is stored', 'tests/serve/handler.test.ts', "{ input: 'a', store: true }"],
+  ['`previous_response_id` goes on', 'tests/serve/newer-fields.test.ts', 'go on after an earlier one, by its id'],
+  ['reads or removes a response', 'tests/serve/newer-fields.test.ts', 'are read and removed by the key that made them'],
   ["a chat in Anthropic's form", 'tests/serve/messages.test.ts', 'are those of OpenAI’s route, whole and as events'],
   [
     "`/v1/models` answers in Anthropic's form too",
@@ -54,6 +57,42 @@ const SERVING: readonly [promise: string, file: string, shows: string][] = [
   ],
   ['continues a text or token ids', 'tests/serve/handler.test.ts', 'come several for a prompt, and for token ids'],
   ['`echo` with `logprobs`', 'tests/serve/handler.test.ts', 'with echo carry the scores of the prompt'],
+  // Names of others
+  [
+    '`--default-model NAME` answers every name',
+    'tests/serve/default-model.test.ts',
+    'answers in all forms, and the answer',
+  ],
+  ['and all others, stay a 404', 'tests/serve/default-model.test.ts', 'leaves fine-tuned and misspelt names alone'],
+  // Ollama's form
+  [
+    "[Ollama's form](#ollamas-form)",
+    'tests/serve/ollama.test.ts',
+    'are lines by default, and one object without a stream',
+  ],
+  ["take the server's address in the place of", 'tests/serve/ollama.slow.test.ts', 'ollama of PyPI'],
+  [
+    'stream lines of JSON by default',
+    'tests/serve/ollama.test.ts',
+    'are lines by default, and one object without a stream',
+  ],
+  ['A call of a tool comes as a whole', 'tests/serve/ollama.test.ts', 'send each call as a whole, between words'],
+  [
+    'The names in `options` are those of Ollama',
+    'tests/serve/ollama.test.ts',
+    'take the options of Ollama, and refuse others',
+  ],
+  [
+    'loses its earliest turns, unless',
+    'tests/serve/ollama.test.ts',
+    'lose their earliest messages if they are too long',
+  ],
+  ['Thoughts of a model that thinks', 'tests/serve/ollama.test.ts', 'set variables of the template'],
+  ['tell of the base and the adapters', 'tests/serve/ollama.test.ts', 'models are listed, shown and pulled'],
+  ['`/api/pull` of a model that is here', 'tests/serve/ollama.test.ts', 'models are listed, shown and pulled'],
+  ['`/api/embed` and `/api/embeddings` give', 'tests/serve/ollama.test.ts', 'vectors are those of the session'],
+  ['Keys go into the header', 'tests/serve/ollama.test.ts', 'keys, hosts and origins count as for other routes'],
+  ['reads "Ollama is running"', 'tests/serve/ollama.test.ts', 'GET and HEAD / tell clients'],
   ['gives vectors of texts', 'tests/serve/clients.slow.test.ts', 'gets vectors, which it asks for in base64'],
   ["gives labels, in vLLM's form", 'tests/serve/messages.test.ts', "await ask(all, '/classify'"],
   ['They are off without `--allow-loading`', 'tests/serve/handler.test.ts', 'are not loaded where that is off'],
@@ -194,7 +233,20 @@ const SERVING: readonly [promise: string, file: string, shows: string][] = [
   ['8 MiB, 262,144 JSON values', 'src/serve/bodies/inbox.ts', 'MAX_VALUES = 1 << 18'],
   ['A request body can have 8 MiB', 'src/serve/dispatch.ts', 'maxBodyBytes = 8 << 20'],
   ['2,048 texts for vectors and labels', 'tests/serve/attacks.test.ts', 'Array(2049)'],
-  ['A prompt longer than the context', 'tests/serve/attacks.test.ts', 'it has more tokens than the context'],
+  ['With `strict: true`, a schema with other keywords', NEWER, 'is an error with strict'],
+  ['they are checked on the finished answer', NEWER, 'is checked on the finished answer'],
+  ['In a stream, the last chunk has', NEWER, 'is told of in the last chunk'],
+  ['Bounds are exact', 'tests/run/schema-sets.test.ts', 'at each border and beside it'],
+  ['A prompt longer than the context', 'tests/serve/attacks.test.ts', 'maximum context length'],
+  ['Numbers of tokens may be larger than the context', NEWER, 'may ask for more tokens than there is room for'],
+  ['A prompt without room gets a 400', 'tests/serve/tool-prompt.test.ts', 'maximum context length'],
+  ["If the last message of `/v1/messages` is the assistant's", NEWER, 'goes on with the beginning of an answer'],
+  ['keeps each response, unless `store` is false', NEWER, 'are not kept with store: false'],
+  ['Its key can go on with it', NEWER, 'by its id or by those of its items'],
+  ['Responses are in memory, at most 1,000', NEWER, 'are at most 1,000 of at most 64 MiB'],
+  ['leaves the earliest turns out', NEWER, 'leaves early turns out'],
+  ['and a call goes with its result', NEWER, 'never splits a call from its output'],
+  ['`conversation` gets a 400', NEWER, 'are those that only the maker of an answer could keep'],
   ['a word of more than 65,536 characters', 'tests/serve/attacks.test.ts', 'a word has more than 65536 characters'],
   [
     'one caller can still keep others waiting',

@@ -13,8 +13,10 @@ const PLACES: Readonly<Record<string, string>> = {
   'src/files/io/hub/node/open-hub.ts': 'files in the cache, under names that only the cache gives',
   'src/files/io/hub/node/download.ts': 'partial downloads, under names that only the cache gives',
   'src/api/node/example-file.ts': 'a temporary file that this process has just made',
-  'src/serve/jobs/node/models.ts': 'a damaged aliases.json, which gets a name of its own before the next is written',
-  'src/serve/jobs/node/store.ts': 'the record of an entry that is removed',
+  'src/serve/store/node/earlier.ts':
+    'records that are rows now: they are moved to before-database/, and empty folders go',
+  'src/serve/store/node/verbs.ts': 'the copy of a database in a temporary folder that this process made',
+  'src/serve/store/node/open.ts': 'store.open, which says that a server has the store open',
   'src/serve/jobs/node/job-process.ts': 'step-N.tmp in the folder of the job, which only the process of the job makes',
 }
 

@@ -1,6 +1,6 @@
 // Made by scripts/generate/options.mjs from the types. Do not edit.
 
-import { type OptionTable, anyOf, FUNCTION, needed, ranged, BOOLEAN, NAME, eventsOf, SIGNAL, OBJECT, listOf, oneOf } from '../../core/base/options.js'
+import { type OptionTable, anyOf, FUNCTION, needed, ranged, BOOLEAN, NAME, oneOf, eventsOf, SIGNAL, OBJECT, listOf, STRING } from '../../core/base/options.js'
 import { SOURCE, ADAPTER, MODEL, NAMED_ADAPTERS, DATA, TARGET, ADAPTERS, ADAPTER_LIST, TOKEN } from '../../model/source-values.js'
 import { DIMENSIONS } from '../../train/tasks/task-values.js'
 
@@ -20,6 +20,8 @@ export const EVALUATE_OPTIONS: OptionTable = {
   judgeModel: NAME,
   judgeKey: NAME,
   at: DIMENSIONS,
+  measure: oneOf('calls'),
+  match: oneOf('values', 'bfcl'),
   against: NAME,
   maxNewTokens: ranged('an integer of at least 1'),
   resamples: ranged('an integer of at least 1'),
@@ -37,6 +39,36 @@ export const EVALUATE_OPTIONS: OptionTable = {
   device: anyOf(NAME, listOf(NAME)),
   threads: ranged('an integer in [1, 1024]'),
   memory: oneOf('auto', 'low', 'fast'),
+  dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
+}
+
+export const MINE_OPTIONS: OptionTable = {
+  model: needed(anyOf(MODEL, SOURCE)),
+  adapter: anyOf(ADAPTER, SOURCE),
+  data: needed(DATA),
+  evalData: DATA,
+  reranker: anyOf(MODEL, SOURCE),
+  corpus: DATA,
+  columns: OBJECT,
+  queryPrompt: STRING,
+  documentPrompt: STRING,
+  seed: ranged('a safe integer'),
+  on: eventsOf('warning', 'progress'),
+  rangeMin: ranged('an integer of at least 0'),
+  rangeMax: ranged('an integer of at least 1'),
+  maxScore: ranged('a finite number'),
+  minScore: ranged('a finite number'),
+  absoluteMargin: ranged('a finite number'),
+  relativeMargin: ranged('a finite number'),
+  numNegatives: ranged('an integer of at least 1'),
+  samplingStrategy: oneOf('top', 'random'),
+  form: oneOf('triplet', 'n-tuple', 'labeled-list'),
+  outputScores: BOOLEAN,
+  chunk: ranged('an integer of at least 8'),
+  overlap: ranged('an integer of at least 0'),
+  device: anyOf(NAME, listOf(NAME)),
+  threads: ranged('an integer in [1, 1024]'),
+  signal: SIGNAL,
   dtype: anyOf(oneOf('auto'), oneOf('fp32', 'fp16', 'q8', 'int8', 'uint8', 'q4', 'q4f16', 'bnb4', 'q2', 'q2f16', 'q1', 'q1f16'), OBJECT),
 }
 
@@ -173,10 +205,12 @@ export const TRAIN_OPTIONS: OptionTable = {
   taskOptions: OBJECT,
   skipInvalid: ranged('an integer of at least 0'),
   termsRead: BOOLEAN,
-  evalSplit: ranged('a number in (0, 1)'),
+  evalSplit: ranged('a number in [0, 1)'),
   columns: OBJECT,
   chatTemplate: NAME,
   chatTemplateArgs: OBJECT,
+  toolForm: oneOf('hermes', 'qwen3-coder', 'llama', 'pythonic', 'mistral', 'mistral-11', 'function-gemma', 'gemma-4', 'lfm2', 'granite', 'phi', 'harmony', 'deepseek', 'deepseek-31'),
+  toolsInAdapter: BOOLEAN,
   decodeImage: FUNCTION,
   preset: oneOf('peft'),
   trainedTokens: anyOf(listOf(TOKEN), OBJECT),

@@ -1,5 +1,6 @@
 // Shows progress on standard error, if the program does not listen to events. Opening a session shows nothing.
 
+import { sumOfDownloads } from '../../core/base/downloads.js'
 import type { OnDownload } from '../../files/io/hub/directory.js'
 import type { MergeEvents } from '../../merge/settings.js'
 import type { TrainEvents } from '../../train/report.js'
@@ -12,10 +13,10 @@ const isTerminal = () => process.stderr.isTTY === true
 const line = (text: string, isLast = true) => void process.stderr.write(`\r\x1b[2K${text}${isLast ? '\n' : ''}`)
 
 /** Returns a function that draws a bar, once the work has taken 2 s. */
-function bar(what: string): (done: number, total: number) => void {
+function bar(): (what: string, done: number, total: number) => void {
   let drawnAt = performance.now() + QUIET_MS - INTERVAL_MS
   let isDrawn = false
-  return (done, total) => {
+  return (what, done, total) => {
     const now = performance.now()
     const isLast = done >= total
     if (isLast ? !isDrawn : now - drawnAt < INTERVAL_MS) return
@@ -29,17 +30,19 @@ function bar(what: string): (done: number, total: number) => void {
 
 export function watchMerge(): MergeEvents | undefined {
   if (!isTerminal()) return undefined
-  const draw = bar('merging')
-  return { progress: ({ writtenBytes, totalBytes }) => draw(writtenBytes, totalBytes) }
+  const draw = bar()
+  return { progress: ({ writtenBytes, totalBytes }) => draw('merging', writtenBytes, totalBytes) }
 }
 
 export function watchDownloads(): OnDownload | undefined {
   if (!isTerminal()) return undefined
-  const bars = new Map<string, ReturnType<typeof bar>>()
-  return ({ name, byteLength, receivedBytes }) => {
-    const draw = bars.get(name) ?? bar(`loading ${name.replaceAll(/\p{Cc}/gu, ' ')}`)
-    bars.set(name, draw)
-    draw(receivedBytes, byteLength)
+  const add = sumOfDownloads()
+  let draw = bar()
+  return (download) => {
+    const { files, isNew, receivedBytes, byteLength } = add(download)
+    if (isNew && files === 1) draw = bar()
+    const what = files === 1 ? download.name.replaceAll(/\p{Cc}/gu, ' ') : `${files} files`
+    draw(`loading ${what}`, receivedBytes, byteLength)
   }
 }
 

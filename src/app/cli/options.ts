@@ -1,6 +1,7 @@
 // Describes commands as data, and parses their options with Node's parser, because other parsers ignore unknown options
 // or do not allow an option twice.
 
+import { existsSync } from 'node:fs'
 import { parseArgs } from 'node:util'
 import { hintOn } from '../../core/base/options.js'
 import { adviceOn, meantBy } from '../../core/base/words.js'
@@ -155,6 +156,11 @@ function findOccurrences({ name, options, subject = [] }: Command, args: readonl
     const key = DATA_FILE.test(value) && fits('data') ? 'data' : ['model', 'base', 'out'].find(fits)
     return key === undefined ? 'forget an option in front of it' : `mean ${flagOf(key)} ${value}`
   }
+  /** True for an argument after a list (`--target-modules q v`) that is no path and no id with an owner. */
+  const isOfList = (value: string, before: Occurrence | undefined) => {
+    const { placeholder = '' } = byFlag.get(before?.flag ?? '') ?? {}
+    return placeholder.includes(',') && !/[/\\]/.test(value) && !existsSync(value)
+  }
   const add = (flag: string, value: string, isRepeatable = false) => {
     const earlier = occurrences.find((occurrence) => occurrence.flag === flag)
     if (!isRepeatable && earlier !== undefined) {
@@ -164,7 +170,7 @@ function findOccurrences({ name, options, subject = [] }: Command, args: readonl
   }
   for (const token of tokens) {
     if (token.kind === 'positional') {
-      const key = subject.find((name) => !isGiven(name))
+      const key = isOfList(token.value, last) ? undefined : subject.find((name) => !isGiven(name))
       if (key === undefined) {
         const many = subject.length > 0 ? `: 'lowrank ${name}' takes ${subject.map(nameOf).join(' and ')}` : ''
         throw new UsageError(`unexpected argument '${token.value}'${many}; did you ${meantWith(token.value, last)}?`)

@@ -24,6 +24,7 @@ const EXIT_BUG = 70
 export const COMMANDS: Record<string, () => Promise<Command>> = {
   init: async () => (await import('./run/init.js')).init,
   data: async () => (await import('./run/data.js')).data,
+  'data mine': async () => (await import('./run/mine.js')).mine,
   'data synthesize': async () => (await import('./run/synthesize.js')).synthesize,
   train: async () => (await import('./run/train.js')).train,
   evaluate: async () => (await import('./run/evaluate.js')).evaluate,
@@ -42,6 +43,7 @@ export const COMMANDS: Record<string, () => Promise<Command>> = {
   generate: async () => (await import('./run/generate.js')).generate,
   chat: async () => (await import('./run/chat.js')).chat,
   classify: async () => (await import('./run/classify.js')).classify,
+  rerank: async () => (await import('./run/rerank.js')).rerank,
   embed: async () => (await import('./run/embed.js')).embed,
   serve: async () => (await import('./run/serve.js')).serve,
   'openai export': async () => (await import('./run/openai.js')).openaiExport,
@@ -49,6 +51,7 @@ export const COMMANDS: Record<string, () => Promise<Command>> = {
   'openai move': async () => (await import('./run/openai.js')).openaiMove,
   'openai check': async () => (await import('./run/openai.js')).openaiCheck,
   jobs: async () => (await import('./run/jobs.js')).jobs,
+  store: async () => (await import('./manage/store.js')).store,
 }
 
 /** Runs a command line. Errors that lowrank does not expect are thrown; `report` turns them into an exit code. */

@@ -77,6 +77,23 @@ describe('the command on the model card gives its numbers', () => {
   })
 })
 
+it('gives the command of a run that held out records itself, which measures the same', async () => {
+  const out = join(scratch, 'split')
+  const data = join(root, 'models/data/scripture.eval.jsonl')
+  const train = ['train', '--model', model, '--data', data, '--eval-split', '0.2', '--out', out]
+  expect(await lowrankHere(...train, '--max-steps', '2', '--max-length', '16', '--threads', '1')).toMatchObject({
+    code: 0,
+  })
+  const numbers = (folder: string) =>
+    readFileSync(join(folder, 'README.md'), 'utf8').match(/^\| (loss|perplexity|accuracy) .*$/gm)
+  const [line] = /^npx lowrank train --config .* --out again$/m.exec(readFileSync(join(out, 'README.md'), 'utf8'))!
+  expect(line).toContain(join(out, 'run.json'))
+  const again = join(scratch, 'again')
+  expect(await lowrankHere('train', '--config', join(out, 'run.json'), '--out', again)).toMatchObject({ code: 0 })
+  expect(numbers(again)).toEqual(numbers(out))
+  expect(numbers(out)).toHaveLength(3)
+}, 60_000)
+
 it.each<[args: string[], code: number, message: RegExp]>([
   [['--data', 'x.jsonl'], 2, /--model .* is missing/],
   [['--model', model, '--adapter', adapter, '--data', join(root, 'missing.jsonl')], 1, /missing\.jsonl/],

@@ -241,12 +241,20 @@ it.each<[words: string, meant: string]>([
   ['train --model m a.jsonl', '--data a.jsonl'],
   ['train --model m --data a.jsonl --json o', '--out o'],
   ['train --model m --target-modules q_proj v_proj', '--target-modules q_proj,v_proj'],
+  ['train --target-modules q v --model m', '--target-modules q,v'],
+  ['train --data a.jsonl --target-modules q v', '--target-modules q,v'],
+  ['train --columns prompt=a completion=b --model m', '--columns prompt=a,completion=b'],
   ['train --model m --columns prompt=a completion=b', '--columns prompt=a,completion=b'],
   ['merge base.safetensors --adapter a --adapter b c', '--adapter c'],
 ])('an argument too many: %s', async (words, meant) => {
   const [name, ...args] = words.split(' ')
   const command = await COMMANDS[name]()
   expect(() => parseCommand(command, args)).toThrow(`did you mean ${meant}?`)
+})
+
+it.each(['models/union-3m', 'org/name', 'package.json'])('takes %s after a list as the model', async (model) => {
+  const { values } = parseCommand(await COMMANDS.train(), ['--target-modules', 'q', model, '--data', 'a', '--out', 'o'])
+  expect(values).toMatchObject({ model, targetModules: ['q'] })
 })
 
 it('leads from all_linear, a task of TRL and reversed columns to what is meant', async () => {

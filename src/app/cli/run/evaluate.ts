@@ -23,6 +23,7 @@ export const evaluate = defineCommand({
     'Prints the loss and the metrics of the task for the base and for each adapter, with intervals that hold 95 % of a bootstrap over the records,',
     'the difference to the base, and the records that differ most. Use records that are not in the training data.',
     'With --corpus, the records are questions, and the metrics say how well vectors find their documents among all documents; equal scores keep the order of the corpus.',
+    'With --measure calls, the records are chats with tools: are the right functions called, with the right arguments? `grammar.` measures are of calls that are kept to the schemas.',
     'With --generate, the models also answer the records, and the answers are compared with the wanted ones: exact match, ROUGE-L and chrF.',
   ].join('\n'),
   examples: [
@@ -44,7 +45,7 @@ export const evaluate = defineCommand({
       'chatTemplateArgs',
       'maxLength',
     ),
-    ...flags('EvaluateOptions', 'corpus', 'at'),
+    ...flags('EvaluateOptions', 'corpus', 'at', 'measure', 'match'),
     ...PROMPT_OPTIONS,
     ...flags('EvaluateOptions', 'generate', 'judge', 'judgeModel', 'maxNewTokens', 'batchSize'),
     ...flags('EvaluateOptions', 'resamples', 'seed', 'differing'),
@@ -99,9 +100,10 @@ function adaptersOf(
 }
 
 function show({ task, records, documents, tokens, models, differBy, differing }: EvaluateReport): void {
+  const isCalls = models[0].functions !== undefined
   const what =
     documents === undefined
-      ? counted(records, 'record')
+      ? counted(records, isCalls ? 'request' : 'record')
       : `${counted(records, 'question')}, ${counted(documents, 'document')}`
   say(`${what}, ${counted(tokens, 'token')}, task ${task}`)
   const names = Object.keys(models[0].metrics)
@@ -121,16 +123,37 @@ function show({ task, records, documents, tokens, models, differBy, differing }:
       const { won, tied, lost } = model.judged
       print(`Judged: ${won} better, ${tied} as good, ${lost} worse`)
     }
+    if (isCalls)
+      print(
+        printable(
+          callTables(model)
+            .map(({ columns, rows }) => table([columns, ...rows]))
+            .join('\n\n'),
+        ),
+      )
     print('')
   }
   if (differing.length === 0) return
-  print(`Records that differ most in ${differBy}, as ${models.map(nameOf).join(' → ')}:`)
+  const title = isCalls ? 'Wrong calls' : `Records that differ most in ${differBy}`
+  print(`${title}, as ${models.map(nameOf).join(' → ')}:`)
   for (const { where, record, values, wanted, answers } of differing.slice(0, SHOWN)) {
     const line = `${where}: ${values.map(figure).join(' → ')}`
     print(printable(`${line}  ${record.length > 100 ? `${record.slice(0, 100)}…` : record}`))
     if (answers !== undefined && documents === undefined)
       print(printable(`  wanted ${JSON.stringify(wanted)}, written ${JSON.stringify(answers)}`))
   }
+}
+
+/** How each function was called, and what was called in place of what. */
+function callTables({ functions = [], confusions = [] }: EvaluatedModel) {
+  const names = confusions.map(({ wanted, called, count }) => [wanted ?? 'no call', called ?? 'no call', String(count)])
+  return [
+    {
+      columns: ['function', 'due', 'called', 'right'],
+      rows: functions.map(({ name, due, called, right }) => [name, ...[due, called, right].map(String)]),
+    },
+    { columns: ['wanted', 'called', 'times'], rows: names },
+  ]
 }
 
 function nameOf({ name }: EvaluatedModel): string {
@@ -156,8 +179,9 @@ function pageOf({ task, records, documents, models, differBy, differing }: Evalu
     }),
   )
   const [first] = models
-  const sampleOf = ({ where, record, values, answers }: EvaluateReport['differing'][number]) => ({
-    prompt: `${where}\n${record}`,
+  const isCalls = first.functions !== undefined
+  const sampleOf = ({ where, record, values, wanted, answers }: EvaluateReport['differing'][number]) => ({
+    prompt: `${where}\n${record}${isCalls ? `\nwanted: ${wanted}` : ''}`,
     answers: models.map((model, i) => ({
       label: `${nameOf(model)}: ${differBy} ${figure(values[i])}`,
       text: answers?.[i] ?? '',
@@ -166,7 +190,12 @@ function pageOf({ task, records, documents, models, differBy, differing }: Evalu
   const isWon = ({ values: [before, after] }: EvaluateReport['differing'][number]) => after > before
   const samples =
     documents === undefined
-      ? [[`Records that differ most${differBy === null ? '' : ` in ${differBy}`}`, differing] as const]
+      ? [
+          [
+            isCalls ? 'Wrong calls' : `Records that differ most${differBy === null ? '' : ` in ${differBy}`}`,
+            differing,
+          ] as const,
+        ]
       : ([
           ['Questions won', differing.filter(isWon)],
           ['Questions lost', differing.filter((record) => !isWon(record))],
@@ -180,7 +209,7 @@ function pageOf({ task, records, documents, models, differBy, differing }: Evalu
         facts: [
           ['model', source],
           ['task', task],
-          [documents === undefined ? 'records' : 'questions', thousands(records)],
+          [isCalls ? 'requests' : documents === undefined ? 'records' : 'questions', thousands(records)],
           ...(documents === undefined ? [] : [['documents', thousands(documents)] as [string, string]]),
         ],
       },
@@ -190,6 +219,11 @@ function pageOf({ task, records, documents, models, differBy, differing }: Evalu
         columns: ['model', 'metric', 'value', '95 %', `minus ${nameOf(first)}`, '95 %'],
         rows,
       },
+      ...models.flatMap((model) =>
+        (isCalls ? callTables(model) : []).map(({ columns, rows }): Report['sections'][number] => {
+          return { kind: 'table', title: `${nameOf(model)}: ${columns.join(', ')}`, columns, rows }
+        }),
+      ),
       ...samples.map(([title, list]): Report['sections'][number] => ({
         kind: 'samples',
         title,

@@ -91,7 +91,7 @@ export const openaiMove = defineCommand({
   summary: 'train the jobs again on your own base, and compare them with the old models',
   about: [
     'Trains each job from your own files by its method: supervised, dpo, or reinforcement with its grader. Then asks the base and the adapter the held-out prompts,',
-    'and compares their answers with the recorded ones. comparison.html in the folder has the verdicts. Answers of the old model are never trained on.',
+    'and compares their answers with the recorded ones. comparison.html in the folder has the verdicts. Answers of the old model are trained on only with --terms-read, and kept out again if validation gets no better.',
     'Run it again to go on, or to compare after more answers are recorded.',
   ].join('\n'),
   examples: [],
@@ -100,7 +100,9 @@ export const openaiMove = defineCommand({
     dir: required('DIR', 'the folder of lowrank openai export'),
     base: repeated(MODEL, 'a base to train on; default: one that fits the memory'),
     redact: toggle('mask e-mail addresses, phone and card numbers before training'),
-    termsRead: toggle('train on rows that a provider’s model wrote too; read its clause first'),
+    termsRead: toggle(
+      'train on what a provider’s model wrote too, if that makes validation better; read its clause first',
+    ),
     chatTemplate: text('FILE', 'a chat template (Jinja), in the place of the base’s'),
     ...flags('TrainOptions', 'graderModels', 'threads'),
     ...flags('EvaluateOptions', 'judge', 'judgeModel'),

@@ -41,7 +41,7 @@ const LISTENING = ['host', 'port', 'metricsPort', 'drainSeconds'] as const
 const OF_SESSION = ['device', 'threads', 'yieldProcessors', 'prefixCache'] as const
 const OF_TRAINING = [
   ...(['graderModels', 'termsRead', 'retentionDays', 'maxFileBytes', 'maxOwnerBytes', 'maxJobs'] as const),
-  ...(['maxStored', 'maxStoredBytes'] as const),
+  ...(['maxStored', 'maxStoredBytes', 'storeRequired', 'noBackup'] as const),
 ] as const
 
 const OPTIONS = {
@@ -65,7 +65,11 @@ const OPTIONS = {
     'URL',
     'with --moved: the server of the old models, up to /v1, asked first until their last day; LOWRANK_UPSTREAM_KEY is its key',
   ),
-  ...flags('HandlerOptions', 'fallback'),
+  ...flags('HandlerOptions', 'fallback', 'defaultModel'),
+  defaultModelFor: repeated(
+    'PATTERN',
+    'names that --default-model answers. Default: gpt-*, o[0-9]*, chatgpt-*, claude-*, text-embedding-*',
+  ),
   record: toggle('with --moved and --upstream: keep what the old models answer in the folder'),
   compare: single(
     'SHARE',
@@ -107,7 +111,10 @@ export const serve: Command = defineCommand({
     'Model and adapters': [
       ...(['dtype', 'servedModelName', 'chatTemplate', 'allowLoading', 'maxDownload', 'allow', 'maxAdapters'] as const),
     ],
-    'In the place of other models': ['moved', 'alias', 'upstream', 'fallback', 'record', 'compare', 'budget'],
+    'In the place of other models': [
+      ...(['moved', 'alias', 'upstream', 'fallback', 'defaultModel', 'defaultModelFor'] as const),
+      ...(['record', 'compare', 'budget'] as const),
+    ],
     'Training jobs': ['train', 'trainWhen', ...OF_TRAINING],
     'Callers and limits': [
       ...(['keyFile', 'origin', 'allowedHost', 'maxRunning', 'maxQueue', 'maxTokens', 'timeoutSeconds'] as const),
@@ -168,6 +175,8 @@ export const serve: Command = defineCommand({
           aliases,
           record: moved?.record,
           fallback: values.fallback,
+          defaultModel: values.defaultModel,
+          ...(values.defaultModelFor.length > 0 && { defaultModelFor: values.defaultModelFor }),
           upstreamKey: process.env.LOWRANK_UPSTREAM_KEY || undefined,
         },
         session: {

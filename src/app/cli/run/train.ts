@@ -51,6 +51,8 @@ export const train = defineCommand({
       'columns',
       'chatTemplate',
       'chatTemplateArgs',
+      'toolForm',
+      'toolsInAdapter',
       'queryPrompt',
       'documentPrompt',
       'skipInvalid',
@@ -79,7 +81,18 @@ export const train = defineCommand({
   options: {
     ...flags(
       'TrainOptions',
-      ...(['model', 'dtype', 'data', 'evalData', 'evalSplit', 'columns', 'chatTemplate', 'chatTemplateArgs'] as const),
+      ...([
+        'model',
+        'dtype',
+        'data',
+        'evalData',
+        'evalSplit',
+        'columns',
+        'chatTemplate',
+        'chatTemplateArgs',
+        'toolForm',
+        'toolsInAdapter',
+      ] as const),
       'out',
     ),
     config: text(
@@ -161,6 +174,7 @@ export const train = defineCommand({
       say(`Ended early, after ${counted(options.earlyStopping!, 'evaluation')} in a row without a better one.`)
     if (!interrupted && keptStep > 0 && keptStep < report.steps)
       say(`Kept the weights of step ${keptStep}, whose evaluation was best.`)
+    if (report.strength < 1) say(`Kept ${report.strength} of the change, which does better than all of it.`)
     say(
       `${interrupted ? 'Stopped' : 'Done'} after ${counted(report.steps, 'step')} in ${duration(report.seconds * 1000)}: ` +
         `${counted(report.trainableParams, 'parameter')} in ${colors.bold(out)}`,

@@ -2,6 +2,7 @@
 
 import { createColors } from 'picocolors'
 import type { DownloadProgress } from '../../../api/index.js'
+import { sumOfDownloads } from '../../../core/base/downloads.js'
 
 /** C0, DEL and C1 controls, line separators, and marks that change the direction of writing. */
 const CONTROLS = /[\p{Cc}\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu
@@ -105,7 +106,8 @@ export class Progress {
   #isComplete = false
   #isOpen = false
 
-  update(done: number, total: number, detail: string): void {
+  /** @param shown how a number is written */
+  update(done: number, total: number, detail: string, shown: (value: number) => string = String): void {
     const now = performance.now()
     this.#first ??= { at: now, done }
     const interval = this.#stream.isTTY ? BAR_INTERVAL_MS : PLAIN_INTERVAL_MS
@@ -113,7 +115,7 @@ export class Progress {
     if (!isNews) return
     this.#drawnAt = now
     this.#isComplete = done === total
-    const count = `${String(done).padStart(String(total).length)}/${total}`
+    const count = `${shown(done).padStart(shown(total).length)}/${shown(total)}`
     const rest = `${count}${detail}${this.#timeLeft(now, done, total)}`
     if (!this.#stream.isTTY) {
       say(rest)
@@ -130,9 +132,10 @@ export class Progress {
 
   /** Shows a count of bytes. Bytes that an earlier process downloaded (`kept`) do not count in the rate. */
   updateBytes(done: number, total: number, kept = 0): void {
-    const megabytes = (value: number) => Math.round(Math.min(value, total) / 1e6)
+    const digits = total < 10e6 ? 1 : 0
+    const megabytes = (value: number) => (Math.min(value, total) / 1e6).toFixed(digits)
     const rate = ((done - kept) / Math.max(1, performance.now() - this.#startedAt)) * 1000
-    this.update(megabytes(done), megabytes(total), ` MB  ${bytes(rate)}/s`)
+    this.update(done, total, ` MB  ${bytes(rate)}/s`, megabytes)
   }
 
   #timeLeft(now: number, done: number, total: number): string {
@@ -202,20 +205,19 @@ function figure(value: number): string {
 /** Smaller files are downloaded before a bar would be drawn. */
 const MIN_BAR_BYTES = 1_000_000
 
+/** One bar is for all files that come at the same time. */
 export function showDownloads(): (progress: DownloadProgress) => void {
-  const shown = new Map<string, { bar: Progress; before: number }>()
-  return ({ name, byteLength, receivedBytes }) => {
-    let download = shown.get(name)
-    if (download === undefined) {
-      const kept = receivedBytes > 0 ? `, ${bytes(receivedBytes)} of it already here` : ''
-      say(`Loading ${colors.bold(printable(name))}, ${bytes(byteLength)}${kept}`)
-      download = { bar: new Progress(), before: receivedBytes }
-      shown.set(name, download)
+  const add = sumOfDownloads()
+  let bar = new Progress()
+  return (download) => {
+    const { files, isNew, receivedBytes, byteLength, keptBytes } = add(download)
+    if (isNew) {
+      bar.clear()
+      if (files === 1) bar = new Progress()
+      const kept = download.receivedBytes > 0 ? `, ${bytes(download.receivedBytes)} of it already here` : ''
+      say(`Loading ${colors.bold(printable(download.name))}, ${bytes(download.byteLength)}${kept}`)
     }
-    const { bar, before } = download
-    if (byteLength >= MIN_BAR_BYTES) bar.updateBytes(receivedBytes, byteLength, before)
-    if (receivedBytes < byteLength) return
-    bar.end()
-    shown.delete(name)
+    if (byteLength >= MIN_BAR_BYTES) bar.updateBytes(receivedBytes, byteLength, keptBytes)
+    if (receivedBytes >= byteLength) bar.end()
   }
 }
