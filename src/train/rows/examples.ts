@@ -4,7 +4,6 @@ import { ConfigError, DataError } from '../../core/base/errors.js'
 import { nextTurn } from '../../core/base/turns.js'
 import type { OnInvalid, Rows } from '../../files/data/row.js'
 import type { Model, TextModel } from '../../model/model-folder.js'
-import type { FunctionTool } from '../../model/text/calls/growing-text.js'
 import { loadChatTemplate, recordTemplate } from '../../model/text/chat-template.js'
 import { type ExampleFile, ExampleStore } from '../../model/text/example-store.js'
 import type { ChatTemplate } from '../../model/text/template.js'
@@ -99,10 +98,10 @@ export async function encodeRows(rows: Rows, options: EncodeOptions): Promise<En
     requireExamples(heldOut, `${name}, the part for evaluation`, maxLength, hint)
   }
   const recorded = context.used && recordTemplate(context.used.text, options.chatTemplateArgs)
-  const { knownTools } = context
+  const { tools } = context
   const chatTemplate =
-    recorded && knownTools
-      ? (await import('../../model/text/calls/known-tools.js')).withKnownTools(recorded, knownTools)
+    recorded && tools
+      ? (await import('../../model/text/calls/known-tools.js')).withKnownTools(recorded, tools.functions)
       : recorded
   return { kept, heldOut, maxLength, chatTemplate }
 }
@@ -138,6 +137,7 @@ export async function encodeContext(options: ReadingOptions & { readonly model: 
     (template) => ({ template: template && (pictures?.template(template, chatTemplateArgs) ?? template) }),
     (error: unknown) => ({ error }),
   )
+  const tools = toolsInAdapter ? new (await import('../../model/text/calls/take-tools.js')).TakenTools() : undefined
   const context = {
     model,
     maxLength,
@@ -147,7 +147,7 @@ export async function encodeContext(options: ReadingOptions & { readonly model: 
     pictures,
     termsRead,
     taskOptions,
-    knownTools: toolsInAdapter ? ([] as FunctionTool[]) : undefined,
+    tools,
     used: undefined as ChatTemplate | undefined,
     chatTemplate(): ChatTemplate | undefined {
       if ('error' in loaded) throw loaded.error

@@ -8,9 +8,6 @@ import { tokenBatch } from '../../model/inputs/token-batch.js'
 import { tokenInputs } from '../../model/inputs/tokens.js'
 import { checkCausal } from '../../model/match/continues.js'
 import { type Model, requireTokenizer, type TextModel } from '../../model/model-folder.js'
-import { checkCall } from '../../model/text/calls/compare.js'
-import { callsIn } from '../../model/text/calls/forms.js'
-import { addKnownTools } from '../../model/text/calls/known-tools.js'
 import { type Chat, chatOf } from '../../model/text/chat.js'
 import { encodeChat } from '../../model/text/chat-encode.js'
 import { type PackedExample, PackedExamples } from '../../model/text/packed-examples.js'
@@ -181,20 +178,13 @@ function encode(record: PicturedRecord, context: EncodeContext): Encoded<Picture
     }
     case 'chat': {
       const template = context.chatTemplate()
-      if (template !== undefined) return encodeTurns(withoutTools(record, context), template, context, record.where)
+      if (template !== undefined) {
+        const chat = context.tools?.takeFrom(record.chat, record.where) ?? record.chat
+        return encodeTurns(chat, template, context, record.where)
+      }
       throw noTemplateForChats(context.model.directory.name)
     }
   }
-}
-
-/** With `toolsInAdapter`, calls are checked here, because nothing else shows the model what fits. */
-function withoutTools({ chat, where }: { chat: Chat; where: string }, { knownTools }: EncodeContext): Chat {
-  if (knownTools === undefined) return chat
-  addKnownTools(knownTools, chat.tools ?? [], where)
-  for (const [i, { tool_calls: calls = [] }] of chat.messages.entries()) {
-    for (const call of callsIn(calls)) checkCall(call, knownTools, `${where}, message ${i + 1}`)
-  }
-  return { ...chat, tools: undefined }
 }
 
 export function noTemplateForChats(where: string): FormatError {

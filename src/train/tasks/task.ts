@@ -4,7 +4,7 @@ import type { OptionTable } from '../../core/base/options.js'
 import type { DecodeImage, ImageSource } from '../../model/images/image.js'
 import type { Model, TextModel } from '../../model/model-folder.js'
 import type { Prompts } from '../../model/sentence-modules.js'
-import type { FunctionTool } from '../../model/text/calls/growing-text.js'
+import type { TakenTools } from '../../model/text/calls/take-tools.js'
 import type { MessageOfParts } from '../../model/text/chat.js'
 import type { ChatTemplate } from '../../model/text/template.js'
 import type { Feeds, RuntimeTensor } from '../../onnx/runtime/runtime.js'
@@ -45,7 +45,7 @@ export interface EncodeContext {
   /** Reads pictures beside texts; undefined for a model without a vision encoder. */
   readonly pictures?: PictureEncoder | undefined
   /** Takes the functions of a chat whose prompt does not describe them, with `toolsInAdapter`. */
-  readonly knownTools?: FunctionTool[] | undefined
+  readonly tools?: TakenTools | undefined
   /** The settings of the task. */
   readonly taskOptions?: Readonly<Record<string, unknown>> | undefined
   /** True if rows that a provider's model wrote may be read. */
