@@ -112,7 +112,13 @@ async function bundle(): Promise<string> {
       },
     },
   })
-  renameSync(unfinished, folder)
+  try {
+    renameSync(unfinished, folder)
+  } catch (error) {
+    // Another run of the tests was faster.
+    if (!existsSync(folder)) throw error
+    rmSync(unfinished, { recursive: true, force: true })
+  }
   for (const name of readdirSync(bundles)) {
     const other = join(bundles, name)
     if (Date.now() - statSync(other).mtimeMs > KEPT_MS) rmSync(other, { recursive: true, force: true })

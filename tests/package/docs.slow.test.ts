@@ -121,7 +121,7 @@ describe('the examples of docstrings', () => {
     const text = readFileSync(join(repository, source), 'utf8')
     const comments = [
       ...text.matchAll(
-        /\/\*\*(?:(?!\*\/).)*? @example\n(.*?)\*\/\s*(?:export (?:const|function|async function) )?(\w+)[(:]/gs,
+        /\/\*\*(?:(?!\*\/).)*? @example\n((?:(?!\*\/).)*)\*\/\s*(?:export (?:const|function|async function) )?(\w+)[<(:]/gs,
       ),
     ]
     return comments.map(([, code, name]) => ({ name, code: code.replaceAll(/^ *\* ?/gm, '') }))
