@@ -1,25 +1,37 @@
 // Opens the base and the adapters, and plans the merge. Nothing is written, and no weight is computed.
 
-import { closingOnError } from '../core/base/bytes.js'
+import { type ByteSource, closingOnError, type Directory } from '../core/base/bytes.js'
 import type { OnnxModel } from '../onnx/format/model.js'
+import type { ResultFile } from './base-files.js'
 import type { ChosenFormat } from './choose-format.js'
-import type { MergePlanReport } from './merge-report.js'
-import type { MergeInput, OpenBase, PlanInput } from './parts.js'
-import { openAdapters, requireFiniteReplacements } from './plan/adapters.js'
-import { editConfig, loadConfig, withoutConfig } from './plan/config-edit.js'
+import type { MergeFormat, MergePlanReport, MergeSummary } from './merge-report.js'
+import type { BasePlan, MergeInput, OpenBase, PlanInput } from './parts.js'
+import { type OpenAdapters, openAdapters, requireFiniteReplacements } from './plan/adapters.js'
+import { type Config, editConfig, loadConfig, withoutConfig } from './plan/config-edit.js'
 import { FitProblems } from './plan/fit-problems.js'
+import type { OutputFile } from './plan/layout.js'
 import { resultFiles } from './result-files.js'
 import { computeScales } from './weight.js'
 import { weighted } from './weighted.js'
 
-type OpenPlan = Awaited<ReturnType<typeof openPlan>>
+interface OpenPlan {
+  readonly input: PlanInput
+  /** The name of the base in reports. */
+  readonly where: string
+  readonly opened: OpenAdapters
+  readonly config: Config | undefined
+  readonly fit: FitProblems
+  /** Undefined if something does not fit, or if only the fit was asked for. */
+  readonly plan: BasePlan | undefined
+  close(): Promise<void>
+}
 
 /** Finds the places of all parts of the adapters. Graphs that the caller opened (`models`) stay open. */
 export async function openPlan(
   input: MergeInput,
   chosen: ChosenFormat,
   { models, onlyFits }: { models?: readonly OnnxModel[]; onlyFits?: boolean } = {},
-) {
+): Promise<OpenPlan> {
   const closers: (() => Promise<void>)[] = []
   const close = async () => {
     for (const closeOne of closers.splice(0)) await closeOne()
@@ -49,13 +61,30 @@ async function openBase(input: PlanInput, models?: readonly OnnxModel[]): Promis
   return (await import('./open-checkpoint.js')).openCheckpointBase(input)
 }
 
-export type OpenMerge = Awaited<ReturnType<typeof openMerge>>
+/** A planned merge. Its files and sources are open. */
+export interface OpenMerge {
+  readonly files: readonly OutputFile[]
+  /** The other files of the result, such as config.json. */
+  readonly others: readonly ResultFile[]
+  readonly summary: Omit<MergeSummary, 'out' | 'format'>
+  readonly layers: BasePlan['layers']
+  readonly format: MergeFormat
+  readonly base: Directory
+  readonly sources: readonly ByteSource[]
+  /** Computes the norms of DoRA layers, which need whole weights. */
+  prepare(): Promise<void>
+  close(): Promise<void>
+}
 
-export async function openMerge(input: MergeInput, chosen: ChosenFormat, models?: readonly OnnxModel[]) {
+export async function openMerge(
+  input: MergeInput,
+  chosen: ChosenFormat,
+  models?: readonly OnnxModel[],
+): Promise<OpenMerge> {
   return closingOnError(await openPlan(input, chosen, { models }), (open) => finished(open))
 }
 
-async function finished({ input, opened, config, fit, plan, close }: OpenPlan) {
+async function finished({ input, opened, config, fit, plan, close }: OpenPlan): Promise<OpenMerge> {
   if (plan === undefined) throw fit.problems[0]
   const { base, chosen, sources, weightsOnly = false } = input
   const { files, index, edit } = plan
@@ -82,7 +111,6 @@ async function finished({ input, opened, config, fit, plan, close }: OpenPlan) {
     format: chosen.format,
     base: base.directory,
     sources,
-    /** Computes the norms of DoRA layers, which need whole weights. */
     prepare: () => computeScales(files, sources, opened.magnitudes),
     close,
   }

@@ -16,6 +16,13 @@ import type { StepRun } from './tasks/task.js'
 /** If a worker has the engine, this thread does not load its code. */
 const loadEngine = async () => (await import('./engine/engine.js')).TrainEngine
 
+/** What a batch comes to, without gradients: the mean loss, the divisor of that mean, and the predictions by name. */
+export interface Predicted {
+  readonly loss: number
+  readonly normalizer: number
+  readonly outputs: Feeds
+}
+
 export class Learner {
   /** Names of the tensors that learn. */
   readonly names: readonly string[]
@@ -116,14 +123,11 @@ export class Learner {
     return norm
   }
 
-  /**
-   * Returns the mean loss of examples without dropout, the divisor of that mean, and the predictions by name. `factors`
-   * replaces the current values. Without `hasLoss`, the loss is NaN.
-   */
+  /** Runs examples without dropout. `factors` replaces the current values. Without `hasLoss`, the loss is NaN. */
   async forward(
     { examples, length }: Batch,
     { factors, hasLoss = true }: { factors?: readonly Float32Array[] | undefined; hasLoss?: boolean } = {},
-  ) {
+  ): Promise<Predicted> {
     const { open } = this.parts
     const normalizer = open.normalizer(examples)
     const pass = await this.sessions.evaluationPass(await this.#feeds({ examples, length }), normalizer)

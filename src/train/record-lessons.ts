@@ -1,7 +1,7 @@
 // Training on records: the batches of each step, evaluations, and the scores of the model before the first step, if the
 // task compares with them.
 
-import type { Learner } from './learner.js'
+import type { Learner, Predicted } from './learner.js'
 import {
   type Batch,
   batchOf,
@@ -41,7 +41,7 @@ export function recordLessons(run: Run, learner: Learner): Lessons {
   /** Runs batches without gradients. Returns false if the signal ends it. */
   const runAll = async (
     plans: readonly Placed[],
-    take: (found: Awaited<ReturnType<Learner['forward']>>, batch: Batch, plan: Placed) => void,
+    take: (found: Predicted, batch: Batch, plan: Placed) => void,
     factors?: readonly Float32Array[],
   ) => {
     const tell = (done: number) => on.progress?.({ stage: 'evaluate', done, total: plans.length })

@@ -218,7 +218,17 @@ async function checkTask(task: Task, given: TrainInput): Promise<void> {
   throw new UnsupportedError({ where, what, expected, got, hint, cause: error })
 }
 
-async function sourceOf(options: TrainInput, data: TrainingData, name: string, around: RunContext) {
+interface Source {
+  /** Names the data in messages. */
+  readonly where: string
+  readonly first: Row | undefined
+  /** All rows, with the first. */
+  readonly rows: AsyncIterable<Row>
+  readonly invalid: { readonly count: number; readonly first: string }
+  readonly onInvalid: RunContext['onInvalid']
+}
+
+async function sourceOf(options: TrainInput, data: TrainingData, name: string, around: RunContext): Promise<Source> {
   const { columns, skipInvalid: most = 0 } = options
   const where = nameOf(data, name)
   const invalid = { count: 0, first: '' }
@@ -243,8 +253,6 @@ async function sourceOf(options: TrainInput, data: TrainingData, name: string, a
 }
 
 interface Reading extends Pick<Run, 'options' | 'task' | 'around' | 'facts' | 'settings' | 'config'> {}
-
-type Source = Awaited<ReturnType<typeof sourceOf>>
 
 /** The records of a source as examples. With `split`, some of them are held out for evaluation. */
 async function encode(

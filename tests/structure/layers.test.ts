@@ -218,6 +218,11 @@ describe('districts of src/', () => {
     expect(pure.filter((path) => changing.test(textOf(path)))).toEqual([])
   })
 
+  it('names the types that functions return', () => {
+    const using = files.filter((path) => textOf(path).includes('Awaited<ReturnType<'))
+    expect(using).toEqual([])
+  })
+
   it('names node: modules only in Node files', () => {
     const wrong = imports.filter(({ from, specifier }) => specifier.startsWith('node:') && !NODE_ONLY.test(from))
     expect(wrong.map(arrow)).toEqual([])

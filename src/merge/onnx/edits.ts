@@ -57,8 +57,6 @@ interface Floats {
   readonly source: ByteSource
 }
 
-export type Edits = Awaited<ReturnType<typeof planEdits>>
-
 /**
  * Plans what the adapters' parts change. Reads weights only to see whether embeddings are tied, and whether a tensor of
  * the adapter is a copy of the dequantized base. All problems go to `fit`. `isElsewhere` is true for tensors of a new

@@ -9,6 +9,7 @@ import { findLinears } from '../../model/match/linears.js'
 import { biasOf } from '../../model/match/parameters.js'
 import type { PlacedModel } from '../../model/place/placement.js'
 import {
+  type ModelProto,
   type NodeProto,
   type TensorProto,
   TensorProtoSchema,
@@ -22,7 +23,7 @@ import { Graph, implicitInputs } from '../../onnx/view/graph.js'
 import { HANDS_ON } from '../../onnx/view/patterns.js'
 import type { PlanInput } from '../parts.js'
 import type { GraphShare, OpenAdapters } from '../plan/adapters.js'
-import type { ModelConfig } from '../plan/config-edit.js'
+import type { HeadEdit, ModelConfig } from '../plan/config-edit.js'
 import type { FitProblems } from '../plan/fit-problems.js'
 import type { OutputTensor } from '../plan/layout.js'
 import { notGrown } from '../plan/plan.js'
@@ -30,7 +31,21 @@ import { type Edit, planEdits, storeFloats } from './edits.js'
 import { findMergedHead, headEdit, writeHead } from './head.js'
 import { mergeBranches, type QuantizedLayer, readQuantized, refuseDoraSums } from './quantized.js'
 
-export type OnnxMergePlan = NonNullable<Awaited<ReturnType<typeof planOnnxMerge>>>
+export interface OnnxMergePlan {
+  readonly model: OnnxModel
+  readonly proto: ModelProto
+  /** The tensors that change, by their names in the result. */
+  readonly targets: ReadonlyMap<string, OutputTensor>
+  /** The rows of a grown embedding. */
+  readonly vocabulary: number | undefined
+  /** Tensors of a head that the base does not have. */
+  readonly added: string[]
+  readonly notes: readonly string[]
+  readonly head: HeadEdit | undefined
+  readonly reports: readonly string[]
+  /** The layers with quantized weights beside which the adapters' factors were added. */
+  readonly branches: readonly string[]
+}
 
 interface OnnxPlanOptions extends Pick<PlanInput, 'modules' | 'sign'> {
   readonly config: ModelConfig | undefined
@@ -43,7 +58,7 @@ export async function planOnnxMerge(
   opened: OpenAdapters,
   fit: FitProblems,
   { config = {}, modules = {}, sign }: OnnxPlanOptions,
-) {
+): Promise<OnnxMergePlan | undefined> {
   const graph = new Graph(base.proto)
   let linears = findLinears(graph, modules)
   const findHead = () => fit.note(() => findMergedHead(graph, linears, config, shares))
@@ -93,7 +108,6 @@ export async function planOnnxMerge(
     ...{ model, proto: graph.toModel(), targets, vocabulary: resized?.vocabulary, added, notes },
     head: head && (await headEdit(config, head)),
     reports: [...targets.values()].flatMap(({ layers }) => layers.flatMap(({ report }) => report ?? [])),
-    /** The layers with quantized weights beside which the adapters' factors were added. */
     branches: quantized.map(({ name }) => name),
   }
 }

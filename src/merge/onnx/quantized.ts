@@ -22,9 +22,16 @@ export interface QuantizedPart {
   readonly at: LayerPlacement
 }
 
-export type QuantizedLayer = Awaited<ReturnType<typeof readQuantized>>
+export interface QuantizedLayer {
+  readonly name: string
+  readonly layer: LinearValues
+  readonly linear: Linear
+  /** The index of its adapter, and that adapter's weight. */
+  readonly adapter: number
+  readonly weight: number
+}
 
-export async function readQuantized({ share, at }: QuantizedPart) {
+export async function readQuantized({ share, at }: QuantizedPart): Promise<QuantizedLayer> {
   const { adapter, index, weight } = share
   const { part: name, linear, expert } = at
   const read = await adapter.read(name)

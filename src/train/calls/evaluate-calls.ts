@@ -55,7 +55,7 @@ export async function evaluateCalls(
 export async function measureCalls(
   session: Parameters<typeof drawAnswers>[0],
   adapters: readonly string[],
-  { requests, records }: Awaited<ReturnType<typeof readRequests>>,
+  { requests, records }: Asked,
   settings: EvaluateSettings,
 ): Promise<EvaluateReport> {
   const { resamples = 1000, seed = 42, differing = 10, against = null, match, on = {} } = settings
@@ -117,8 +117,14 @@ export async function measureCalls(
   }
 }
 
-/** The requests of all records, and the record of each as text. */
-export async function readRequests(data: TrainingData, { columns, on = {} }: EvaluateSettings) {
+interface Asked {
+  readonly requests: readonly CallRequest[]
+  /** The record of each request, as text. */
+  readonly records: readonly string[]
+}
+
+/** Reads the requests of all records. */
+export async function readRequests(data: TrainingData, { columns, on = {} }: EvaluateSettings): Promise<Asked> {
   const requests: CallRequest[] = []
   const records: string[] = []
   let left = 0

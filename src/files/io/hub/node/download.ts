@@ -2,8 +2,9 @@
 
 import { createHash, type Hash } from 'node:crypto'
 import { createReadStream } from 'node:fs'
-import { open, readdir, rename, stat, unlink, writeFile } from 'node:fs/promises'
+import { type FileHandle, open, readdir, rename, stat, unlink, writeFile } from 'node:fs/promises'
 import path from 'node:path'
+import { closingOnError } from '../../../../core/base/bytes.js'
 import { FileError } from '../../../../core/base/errors.js'
 import { codeOf, fileError, withFileErrors } from '../../node/errors.js'
 import { freeBytes } from '../../node/folders.js'
@@ -44,7 +45,7 @@ async function fill(partial: string, job: Download): Promise<void> {
   const { target } = job
   let writer: Writer | undefined
   try {
-    writer = await openWriter(partial, job)
+    writer = await Writer.open(partial, job)
     const isResumed = writer.received > 0
     checkRoom(job, writer.received)
     await receive(writer, job)
@@ -119,62 +120,71 @@ async function take(answer: HubAnswer, writer: Writer, job: Download): Promise<v
   }
 }
 
-type Writer = Awaited<ReturnType<typeof openWriter>>
+/** The file that a download goes into until it is complete. */
+class Writer {
+  received = 0
+  /** How often the download started again from the first byte. */
+  restarts = 0
+  readonly #handle: FileHandle
+  readonly #job: Download
+  #hash: Hash
 
-async function openWriter(file: string, job: Download) {
-  const handle = await open(file, 'a')
-  let hash = newHash(job)
-  const writer = {
-    received: 0,
-    /** How often the download started again from the first byte. */
-    restarts: 0,
+  private constructor(handle: FileHandle, job: Download) {
+    this.#handle = handle
+    this.#job = job
+    this.#hash = newHash(job)
+  }
 
-    async write(bytes: Uint8Array): Promise<void> {
-      try {
-        await handle.writeFile(bytes)
-        hash.update(bytes)
-        writer.received += bytes.byteLength
-      } catch (cause) {
-        const { what } = fileError(job.name, 'cannot be kept', cause)
-        const { size } = await handle.stat()
-        const kept = `${size} of ${job.byteLength} bytes`
-        const hint = `Make room in ${path.dirname(job.target)}, or set HF_HOME to another disk; ${kept} are kept, and the next try goes on from there`
-        throw new FileError({ where: job.name, what, hint, cause })
+  static async open(file: string, job: Download): Promise<Writer> {
+    const handle = await open(file, 'a')
+    const writer = new Writer(handle, job)
+    return closingOnError(handle, async () => {
+      if ((await handle.stat()).size > job.byteLength) await handle.truncate(0)
+      for await (const chunk of createReadStream(file)) {
+        writer.#hash.update(chunk)
+        writer.received += chunk.length
       }
-    },
-
-    async restart(): Promise<void> {
-      await handle.truncate(0)
-      hash = newHash(job)
-      writer.received = 0
-      writer.restarts++
-    },
-
-    isRight(): boolean {
-      const { digest } = job
-      if (digest === undefined) return writer.received === job.byteLength
-      return hash.copy().digest('hex') === ('sha256' in digest ? digest.sha256 : digest.gitSha1)
-    },
-
-    /** Flushes the bytes to disk before the rename. Otherwise a crash could leave the name of an incomplete file. */
-    async finish(): Promise<void> {
-      await handle.sync()
-      await handle.close()
-    },
-
-    close: () => handle.close().catch(() => {}),
+      return writer
+    })
   }
-  try {
-    if ((await handle.stat()).size > job.byteLength) await handle.truncate(0)
-    for await (const chunk of createReadStream(file)) {
-      hash.update(chunk)
-      writer.received += chunk.length
+
+  async write(bytes: Uint8Array): Promise<void> {
+    try {
+      await this.#handle.writeFile(bytes)
+      this.#hash.update(bytes)
+      this.received += bytes.byteLength
+    } catch (cause) {
+      const { name, byteLength, target } = this.#job
+      const { what } = fileError(name, 'cannot be kept', cause)
+      const { size } = await this.#handle.stat()
+      const kept = `${size} of ${byteLength} bytes`
+      const hint = `Make room in ${path.dirname(target)}, or set HF_HOME to another disk; ${kept} are kept, and the next try goes on from there`
+      throw new FileError({ where: name, what, hint, cause })
     }
-  } catch (error) {
-    await handle.close()
-    throw error
   }
-  return writer
+
+  async restart(): Promise<void> {
+    await this.#handle.truncate(0)
+    this.#hash = newHash(this.#job)
+    this.received = 0
+    this.restarts++
+  }
+
+  isRight(): boolean {
+    const { digest, byteLength } = this.#job
+    if (digest === undefined) return this.received === byteLength
+    return this.#hash.copy().digest('hex') === ('sha256' in digest ? digest.sha256 : digest.gitSha1)
+  }
+
+  /** Flushes the bytes to disk before the rename. Otherwise a crash could leave the name of an incomplete file. */
+  async finish(): Promise<void> {
+    await this.#handle.sync()
+    await this.#handle.close()
+  }
+
+  close(): Promise<void> {
+    return this.#handle.close().catch(() => {})
+  }
 }
 
 function newHash({ digest, byteLength }: Download): Hash {
