@@ -1,3 +1,5 @@
+// biome-ignore-all lint/suspicious/noExplicitAny: answers and requests are JSON of any form
+
 // Texts that fit a JSON schema.
 
 import { createRequire } from 'node:module'

@@ -1,3 +1,5 @@
+// biome-ignore-all lint/suspicious/noExplicitAny: answers and requests are JSON of any form
+
 // `lowrank/ai-sdk` with the AI SDK itself: texts, structured output, tools and vectors are those of the session.
 
 import { createRequire } from 'node:module'

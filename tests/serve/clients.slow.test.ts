@@ -1,3 +1,5 @@
+// biome-ignore-all lint/suspicious/noExplicitAny: answers and requests are JSON of any form
+
 // Clients that others wrote, against `lowrank serve`: OpenAI's and Anthropic's own, Vercel's AI SDK, LangChain and
 // OpenTelemetry, and in Python instructor, litellm and OpenAI's agents. Each is skipped where it is not installed.
 

@@ -1,3 +1,5 @@
+// biome-ignore-all lint/suspicious/noExplicitAny: answers and requests are JSON of any form
+
 // Fields of request bodies: each has its documented effect on the bundled model.
 
 import { cpSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'

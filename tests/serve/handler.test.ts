@@ -1,3 +1,5 @@
+// biome-ignore-all lint/suspicious/noExplicitAny: answers and requests are JSON of any form
+
 // The server as a function: OpenAI's routes on the bundled model, called with Requests.
 
 import { cpSync, mkdtempSync, rmSync, symlinkSync } from 'node:fs'

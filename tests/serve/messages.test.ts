@@ -1,3 +1,5 @@
+// biome-ignore-all lint/suspicious/noExplicitAny: answers and requests are JSON of any form
+
 // The routes for Anthropic's messages, tokens, and scores of pairs.
 
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'

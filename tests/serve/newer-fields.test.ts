@@ -1,3 +1,5 @@
+// biome-ignore-all lint/suspicious/noExplicitAny: answers and requests are JSON of any form
+
 // Fields that OpenAI's and Anthropic's clients send by default since 2025, each with its effect on the bundled model.
 
 import { loadModel, type Model } from 'lowrank'
@@ -241,7 +243,10 @@ describe('truncation', () => {
     const own = await open()
     const generate = own.session.generate.bind(own.session) as any
     Object.assign(own.session, {
-      generate: (prompts: any, options: any) => (sent.push(prompts[0]), generate(prompts, options)),
+      generate(prompts: any, options: any) {
+        sent.push(prompts[0])
+        return generate(prompts, options)
+      },
     })
     expect((await send('/v1/responses', { ...RESPONSE, input, truncation: 'auto' }, { own })).status).toBe(200)
     const [messages] = sent

@@ -1,3 +1,5 @@
+// biome-ignore-all lint/suspicious/noExplicitAny: answers and requests are JSON of any form
+
 // Clients of Ollama that others wrote, against its form here. Each is skipped where it is not installed.
 
 import { execFile, execFileSync } from 'node:child_process'

@@ -1,3 +1,5 @@
+// biome-ignore-all lint/suspicious/noExplicitAny: answers and requests are JSON of any form
+
 // Ollama's form of chats, texts and vectors, by requests.
 
 import { createRequire } from 'node:module'

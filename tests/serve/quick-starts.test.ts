@@ -1,3 +1,5 @@
+// biome-ignore-all lint/suspicious/noExplicitAny: answers and requests are JSON of any form
+
 // What the pages of three clients show first, unchanged but for the address, on the bundled model: `defaultModel`
 // answers the names of the models of others.
 

@@ -1,3 +1,5 @@
+// biome-ignore-all lint/suspicious/noExplicitAny: answers and requests are JSON of any form
+
 // A router until an old model is gone: other servers that are asked before a model of this one, or for unknown names.
 
 import { once } from 'node:events'

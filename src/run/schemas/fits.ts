@@ -6,7 +6,7 @@ import { isObject } from '../../core/base/options.js'
 import { fullMatch } from '../../lora/patterns/patterns.js'
 import { placeOf } from './schemas.js'
 
-type Check<T> = (value: T, limit: any, part: Readonly<Record<string, unknown>>, fit: Fit) => boolean
+type Check<T> = (value: T, limit: never, part: Readonly<Record<string, unknown>>, fits: Fit) => boolean
 type Fit = (value: unknown, part: unknown) => boolean
 type Members = Readonly<Record<string, unknown>>
 
@@ -41,11 +41,11 @@ const ANY: Readonly<Record<string, Check<unknown>>> = {
   type: (value, types) => [types].flat().some((type) => TYPES[type]?.(value)),
   enum: (value, values: unknown[]) => values.some((known) => spelled(known) === spelled(value)),
   const: (value, only) => spelled(value) === spelled(only),
-  allOf: (value, parts: unknown[], _, fit) => parts.every((part) => fit(value, part)),
-  anyOf: (value, parts: unknown[], _, fit) => parts.some((part) => fit(value, part)),
-  oneOf: (value, parts: unknown[], _, fit) => parts.filter((part) => fit(value, part)).length === 1,
-  not: (value, part, _, fit) => !fit(value, part),
-  if: (value, part, { then: then_ = true, else: else_ = true }, fit) => fit(value, fit(value, part) ? then_ : else_),
+  allOf: (value, parts: unknown[], _, fits) => parts.every((part) => fits(value, part)),
+  anyOf: (value, parts: unknown[], _, fits) => parts.some((part) => fits(value, part)),
+  oneOf: (value, parts: unknown[], _, fits) => parts.filter((part) => fits(value, part)).length === 1,
+  not: (value, part, _, fits) => !fits(value, part),
+  if: (value, part, { then: then_ = true, else: else_ = true }, fits) => fits(value, fits(value, part) ? then_ : else_),
 }
 const NUMBER: Readonly<Record<string, Check<number>>> = {
   minimum: (value, least) => value >= least,
@@ -63,12 +63,12 @@ const LIST: Readonly<Record<string, Check<readonly unknown[]>>> = {
   minItems: (value, least) => value.length >= least,
   maxItems: (value, most) => value.length <= most,
   uniqueItems: (value, isUnique) => !isUnique || new Set(value.map(spelled)).size === value.length,
-  prefixItems: (value, parts: unknown[], _, fit) =>
-    value.slice(0, parts.length).every((item, i) => fit(item, parts[i])),
-  items: (value, part, { prefixItems = [] }, fit) =>
-    value.slice((prefixItems as unknown[]).length).every((item) => fit(item, part)),
-  contains(value, part, { minContains = 1, maxContains = Number.POSITIVE_INFINITY }, fit) {
-    const { length } = value.filter((item) => fit(item, part))
+  prefixItems: (value, parts: unknown[], _, fits) =>
+    value.slice(0, parts.length).every((item, i) => fits(item, parts[i])),
+  items: (value, part, { prefixItems = [] }, fits) =>
+    value.slice((prefixItems as unknown[]).length).every((item) => fits(item, part)),
+  contains(value, part, { minContains = 1, maxContains = Number.POSITIVE_INFINITY }, fits) {
+    const { length } = value.filter((item) => fits(item, part))
     return length >= (minContains as number) && length <= (maxContains as number)
   },
 }
@@ -76,14 +76,14 @@ const OBJECT: Readonly<Record<string, Check<Members>>> = {
   required: (value, names: string[]) => names.every((name) => Object.hasOwn(value, name)),
   minProperties: (value, least) => Object.keys(value).length >= least,
   maxProperties: (value, most) => Object.keys(value).length <= most,
-  properties: (value, parts: Members, _, fit) =>
-    Object.entries(value).every(([name, item]) => !Object.hasOwn(parts, name) || fit(item, parts[name])),
-  patternProperties: (value, parts: Members, _, fit) =>
+  properties: (value, parts: Members, _, fits) =>
+    Object.entries(value).every(([name, item]) => !Object.hasOwn(parts, name) || fits(item, parts[name])),
+  patternProperties: (value, parts: Members, _, fits) =>
     Object.entries(parts).every(([pattern, part]) =>
-      Object.entries(value).every(([name, item]) => !matches(name, pattern) || fit(item, part)),
+      Object.entries(value).every(([name, item]) => !matches(name, pattern) || fits(item, part)),
     ),
-  additionalProperties: (value, part, beside, fit) => restOf(value, beside).every(([, item]) => fit(item, part)),
-  propertyNames: (value, part, _, fit) => Object.keys(value).every((name) => fit(name, part)),
+  additionalProperties: (value, part, beside, fits) => restOf(value, beside).every(([, item]) => fits(item, part)),
+  propertyNames: (value, part, _, fits) => Object.keys(value).every((name) => fits(name, part)),
   dependentRequired: (value, needs: Record<string, string[]>) =>
     Object.entries(needs).every(([name, others]) => !(name in value) || others.every((other) => other in value)),
 }
@@ -91,7 +91,7 @@ const OBJECT: Readonly<Record<string, Check<Members>>> = {
 /** @param value undefined, as for text that is no JSON, fits nothing */
 export function fitsSchema(value: unknown, schema: object): boolean {
   let [steps, depth] = [0, 0]
-  const fit: Fit = (value, part) => {
+  const fits: Fit = (value, part) => {
     if (typeof part === 'boolean') return part
     if (!isObject(part) || ++steps > MOST_STEPS || depth > MOST_DEPTH) return true
     depth++
@@ -102,18 +102,18 @@ export function fitsSchema(value: unknown, schema: object): boolean {
       ...(typeof value === 'string' && STRING),
       ...(Array.isArray(value) && LIST),
       ...(isObject(value) && OBJECT),
-    } as Record<string, Check<any>>
+    } as Record<string, Check<unknown>>
     const isMet = ([key, limit]: [string, unknown]) => {
       try {
-        return !Object.hasOwn(checks, key) || checks[key](value, limit, part, fit)
+        return !Object.hasOwn(checks, key) || checks[key](value, limit as never, part, fits)
       } catch {
         // The keyword is not as JSON Schema has it, such as "required": true.
         return true
       }
     }
-    const isFit = (place === undefined || fit(value, place)) && Object.entries(part).every(isMet)
+    const isFit = (place === undefined || fits(value, place)) && Object.entries(part).every(isMet)
     depth--
     return isFit
   }
-  return value !== undefined && fit(value, schema)
+  return value !== undefined && fits(value, schema)
 }

@@ -1,3 +1,5 @@
+// biome-ignore-all lint/suspicious/noExplicitAny: answers and requests are JSON of any form
+
 // The server of these tests answers as the providers say: each answer fits the schema of their OpenAPI files, and
 // OpenAI's own client reads the same items from its pages.
 

@@ -1,3 +1,5 @@
+// biome-ignore-all lint/suspicious/noExplicitAny: answers and requests are JSON of any form
+
 // The last steps: a client whose address alone changes, the router until the old model is gone, and what is recorded.
 
 import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs'

@@ -1,3 +1,5 @@
+// biome-ignore-all lint/suspicious/noExplicitAny: answers and requests are JSON of any form
+
 // A program that fine-tunes at OpenAI, from their reference alone: client, base and rows are given.
 
 import assert from 'node:assert/strict'

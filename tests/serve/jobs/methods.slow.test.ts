@@ -1,3 +1,5 @@
+// biome-ignore-all lint/suspicious/noExplicitAny: answers and requests are JSON of any form
+
 // Jobs in processes: each method learns, and a job's command gives the bytes of its result.
 
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
