@@ -1,22 +1,17 @@
-// The tools for adapters on large shapes, beside PyTorch, PEFT, mergekit and cp, in turns; prints medians with their
+// The tools for adapters on large shapes, beside PEFT and cp, in turns; prints medians with their
 // range, and ratios.
 //
-//   npm run build && node bench/tools/run.mjs [--part svd|combine|extract|gguf] [--rounds 3] [--size 4096] [--layers 22] [--folder PATH]
-//     [--python PATH] [--full] [--mergekit PATH] [--peer-layers 1]
+//   npm run build && node bench/tools/run.mjs [--part resize|combine|gguf] [--rounds 3] [--size 4096] [--layers 22] [--folder PATH]
+//     [--python PATH] [--peer-layers 1]
 //
-// - svd: rank 64 of a size × size change, as extract finds it, and an adapter of rank 128 of that size resized to rank
-//   64. With --python:
-//   torch.svd_lowrank on the same matrix; with --full also torch.linalg.svd of it (a minute or more), once, which gives the smallest error.
+// - resize: an adapter of rank 128 of a size × size layer, resized to rank 64.
 // - combine: ten rank-16 adapters for --layers layers of TinyLlama, by the command line. With --python: PEFT's
 //   add_weighted_adapter (svd)
 //   for --peer-layers layers; its time grows with their number.
-// - extract: two sharded checkpoints with --layers layers of TinyLlama's shapes (2.2 GB each), by the command line.
-//   With --mergekit, the path
-//   of mergekit-extract-lora (PyPI mergekit 0.1.5), and --python: both on --peer-layers layers, with the errors of both.
 // - gguf: an adapter of 100 MB into a GGUF file, cp of its file, and cp with fsync.
 //
 // --python: an interpreter with bench/tools/requirements.txt. --folder: where the inputs are (default: a temporary
-// folder); 5 GB for extract.
+// folder).
 
 import { spawnSync } from 'node:child_process'
 import {
@@ -36,8 +31,7 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { convertAdapter, LoraAdapter, resize } from '../../dist/api/node.js'
 import { disposeKernels } from '../../dist/core/kernels/index.js'
-import { streamedSvd } from '../../dist/core/linalg/streamed-svd.js'
-import { change, noise, writeModel } from './inputs.mjs'
+import { noise, writeModel } from './inputs.mjs'
 
 const { values } = parseArgs({
   options: {
@@ -47,8 +41,6 @@ const { values } = parseArgs({
     layers: { type: 'string', default: '22' },
     folder: { type: 'string', default: tmpdir() },
     python: { type: 'string' },
-    full: { type: 'boolean', default: false },
-    mergekit: { type: 'string' },
     'peer-layers': { type: 'string', default: '1' },
   },
 })
@@ -102,50 +94,16 @@ function peer(...args) {
   return JSON.parse(stdout.trim().split('\n').at(-1))
 }
 
-/** A matrix in memory, read as one block. */
-function inMemory({ data, shape }) {
-  const energy = data.reduce((sum, value) => sum + value * value, 0)
-  return { shape, energy, forEachBlock: async (use) => use({ data, shape }, 0) }
-}
-
-async function benchSvd() {
-  const data = change(size)
-  const file = join(folder, 'matrix')
-  writeFileSync(file, data)
-  const matrix = inMemory({ data, shape: [size, size] })
-  await streamedSvd(inMemory({ data: data.subarray(0, 300 * 300), shape: [300, 300] }), 8)
+async function benchResize() {
   const adapter = new LoraAdapter({ rank: 128, targetModules: ['q'] })
   adapter.addFactors(
     'q',
     { data: noise(128 * size), shape: [128, size] },
     { data: noise(128 * size), shape: [size, 128] },
   )
-  const [ours, resized, peers] = [[], [], new Map()]
-  let error = 0
-  for (let round = 0; round < rounds; round++) {
-    ours.push(
-      await seconds(async () => {
-        const { s } = await streamedSvd(matrix, 64)
-        error = Math.sqrt(1 - s.reduce((sum, value) => sum + value ** 2, 0) / matrix.energy)
-      }),
-    )
-    resized.push(await seconds(() => resize(adapter, { rank: 64 })))
-    for (const { q, niter, seconds: time, error: off } of peer('lowrank', file, size) ?? []) {
-      const name = `torch.svd_lowrank(q=${q}, niter=${niter}), error ${off.toFixed(5)}`
-      peers.set(name, [...(peers.get(name) ?? []), time])
-    }
-  }
-  console.log(`svd ${size}², rank 64: ${shown(ours)}, error ${error.toFixed(5)}`)
+  const resized = []
+  for (let round = 0; round < rounds; round++) resized.push(await seconds(() => resize(adapter, { rank: 64 })))
   console.log(`resize ${size}², rank 128 to 64: ${shown(resized)}`)
-  for (const [name, times] of peers)
-    console.log(`  ${name}: ${shown(times)}; lowrank ${(median(ours) / median(times)).toFixed(2)} x`)
-  const whole = values.full ? peer('full', file, size) : undefined
-  if (whole === undefined) return
-  console.log(
-    `  torch.linalg.svd: ${whole.seconds.toFixed(1)} s, ${(whole.seconds / median(ours)).toFixed(0)} x the extract and ` +
-      `${(whole.seconds / median(resized)).toFixed(0)} x the resize; smallest error ${whole.error.toFixed(5)}: ` +
-      `${(100 * (error / whole.error - 1)).toFixed(2)} % above it`,
-  )
 }
 
 async function benchCombine() {
@@ -169,55 +127,6 @@ async function benchCombine() {
     const ratio = (median(peers) / median(ours)).toFixed(1)
     console.log(`  PEFT's svd, from ${peerLayers} of ${layers} layers: ${shown(peers)}, ${ratio} x as long`)
   }
-}
-
-async function benchExtract() {
-  const bytes = Number(write('pair', folder, layers))
-  const [ours, memory] = [[], []]
-  let last
-  const extract = (from, out) => {
-    const places = ['--base', join(from, 'base'), '--fine-tuned', join(from, 'tuned')]
-    return lowrank('extract', ...places, '--rank', '16', '--out', out)
-  }
-  for (let round = 0; round < rounds; round++) {
-    last = extract(folder, join(folder, `extracted-${round}`))
-    ours.push(last.seconds)
-    memory.push(last.rss)
-  }
-  const gigabytes = (bytes / 1e9).toFixed(2)
-  console.log(
-    `extract, rank 16, two checkpoints of ${gigabytes} GB: ${shown(ours)}, ${Math.max(...memory)} MB, error ${last.error.toFixed(5)}`,
-  )
-  for (const name of ['base', 'tuned']) rmSync(join(folder, name), { recursive: true })
-  if (values.mergekit === undefined || values.python === undefined) return
-  write('pair', folder, peerLayers)
-  const [few, theirs] = [join(folder, 'few'), join(folder, 'mergekit')]
-  const short = extract(folder, few)
-  const [base, tuned] = [join(folder, 'base'), join(folder, 'tuned')]
-  const time = await seconds(() => {
-    const args = [
-      '--model',
-      tuned,
-      '--base-model',
-      base,
-      '--out-path',
-      theirs,
-      '--max-rank',
-      '16',
-      '--no-copy-tokenizer',
-    ]
-    // mergekit would store the unchanged embeddings whole.
-    const { status, stderr } = spawnSync(values.mergekit, [...args, '-e', 'embed_tokens|lm_head|norm'], {
-      encoding: 'utf8',
-      env: { ...process.env, HF_HUB_OFFLINE: '1' },
-    })
-    if (status !== 0) throw new Error(stderr)
-  })
-  const [error, peerError] = peer('error', base, tuned, few, theirs)
-  console.log(
-    `  ${peerLayers} layers: lowrank ${short.seconds.toFixed(1)} s, error ${error.toFixed(5)}; mergekit ${time.toFixed(1)} s, ` +
-      `error ${peerError.toFixed(5)}; ${(time / short.seconds).toFixed(1)} x as long`,
-  )
 }
 
 async function benchGguf() {
@@ -258,7 +167,7 @@ function copyToDisk(from, to) {
   closeSync(file)
 }
 
-const PARTS = { svd: benchSvd, combine: benchCombine, extract: benchExtract, gguf: benchGguf }
+const PARTS = { resize: benchResize, combine: benchCombine, gguf: benchGguf }
 console.log(`${cpus().length} × ${cpus()[0].model}, Node ${process.version}, load ${loadavg()[0].toFixed(1)}`)
 try {
   for (const [name, part] of Object.entries(PARTS)) if (values.part === undefined || values.part === name) await part()

@@ -26,7 +26,7 @@ const TABLES = {
     'src/api/inspect.ts': ['InspectOptions'],
     'src/api/merge-options.ts': ['MergeOptions', 'UnmergeOptions'],
     'src/api/export/push.ts': ['PushOptions'],
-    'src/api/tools.ts': ['CombineOptions', 'ConvertAdapterOptions', 'DiffOptions', 'ExtractOptions', 'ResizeOptions'],
+    'src/api/tools.ts': ['CombineOptions', 'ConvertAdapterOptions', 'DiffOptions', 'ResizeOptions'],
     'src/api/open-run.ts': ['CheckDataOptions'],
     'src/lora/peft/adapter-folder.ts': ['SaveOptions'],
     'src/train/options.ts': ['TrainOptions'],
@@ -87,7 +87,7 @@ const TABLES = {
 /** Interfaces whose members are options of the command line. */
 const FLAGS = [
   ...['CheckDataOptions', 'ClassifyOptions', 'CombineOptions', 'ConvertAdapterOptions', 'EmbedOptions'],
-  ...['EmbeddingOptions', 'EvaluateOptions', 'ExtractOptions'],
+  ...['EmbeddingOptions', 'EvaluateOptions'],
   ...[
     'GenerateOptions',
     'HandlerOptions',

@@ -91,7 +91,6 @@ export type { TiedPolicy } from '../merge/plan/tied.js'
 export type { MergeEvents, MergeSettings } from '../merge/settings.js'
 export type { CombinationType, CombineResult } from '../merge/tools/combine.js'
 export type { AdapterDifference, AdapterLayerDiff, DiffReport } from '../merge/tools/diff.js'
-export type { ExtractedLayer, ExtractResult } from '../merge/tools/extract.js'
 export type { RankReport, ResizeResult } from '../merge/tools/resize.js'
 export type { DtypeChoice, GraphDtype } from '../model/graph-file.js'
 export type { DecodeImage, ImageSource, RgbImage } from '../model/images/image.js'
@@ -214,7 +213,6 @@ export type {
   CombineOptions,
   ConvertAdapterOptions,
   DiffOptions,
-  ExtractOptions,
   ResizeOptions,
 } from './tools.js'
 export {
@@ -223,7 +221,6 @@ export {
   convertAdapter,
   diff,
   evaluate,
-  extract,
   inspect,
   loadAdapter,
   loadModel,

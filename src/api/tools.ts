@@ -10,18 +10,11 @@ import type { ConvertedDtype } from '../merge/exchange/exchange-format.js'
 import { type AdapterFormat, formatOf } from '../merge/exchange/formats.js'
 import type { CombineResult, CombineSettings } from '../merge/tools/combine.js'
 import type { DiffReport } from '../merge/tools/diff.js'
-import type { ExtractResult, ExtractSettings } from '../merge/tools/extract.js'
 import type { RankChoice } from '../merge/tools/rank.js'
 import type { ResizeResult } from '../merge/tools/resize.js'
 import { ADAPTER_SOURCE } from '../model/source-values.js'
 import { weightedAdapter } from './adapters.js'
-import {
-  COMBINE_OPTIONS,
-  CONVERT_ADAPTER_OPTIONS,
-  DIFF_OPTIONS,
-  EXTRACT_OPTIONS,
-  RESIZE_OPTIONS,
-} from './gen/options.js'
+import { COMBINE_OPTIONS, CONVERT_ADAPTER_OPTIONS, DIFF_OPTIONS, RESIZE_OPTIONS } from './gen/options.js'
 import type { AdapterToMerge } from './merge-options.js'
 import { adapterOrFolder, openSource, openTarget } from './sources.js'
 
@@ -51,23 +44,6 @@ export async function combine(options: CombineOptions): Promise<CombineResult> {
   return combineAdapters(inputs, settings)
 }
 
-/** Options of {@link extract}. */
-export interface ExtractOptions extends ExtractSettings {
-  /** The model before fine-tuning: a safetensors checkpoint. */
-  base: Source
-  /** The model after fine-tuning: a checkpoint with the same names. */
-  fineTuned: Source
-}
-
-export async function extract(options: ExtractOptions): Promise<ExtractResult> {
-  checkOptions(options, 'extract', EXTRACT_OPTIONS)
-  const { base, fineTuned, ...settings } = options
-  const { checkRankChoice } = await import('../merge/tools/rank.js')
-  checkRankChoice(settings)
-  const { extractAdapter } = await import('../merge/tools/extract.js')
-  return extractAdapter(await openSource(base, 'base'), await openSource(fineTuned, 'fineTuned'), settings)
-}
-
 /** How {@link diff} runs. */
 export interface DiffOptions extends ToolRun {}
 
@@ -83,7 +59,7 @@ export async function diff(
 
 /** Options of {@link convertAdapter}. */
 export interface ConvertAdapterOptions extends ToolRun {
-  /** The format of the result: `peft`, `gguf`, `ollama` or `mlx`. */
+  /** The format of the result: `peft`, `gguf` or `mlx`. */
   to: AdapterFormat
   /** The place of the result: a folder. For `gguf`, it can also be a file. */
   out: Target

@@ -300,25 +300,6 @@ export const convertAdapter: typeof import('./tools.js').convertAdapter = async 
   (await import('./tools.js')).convertAdapter(...given)
 
 /**
- * Makes an adapter of a fine-tuned model: for each weight that differs from the base, the closest change of a low rank.
- * Both checkpoints are read one tensor at a time, and large tensors in blocks, so that memory does not grow with the
- * models. Changed norms, biases and resized embeddings are kept whole.
- *
- * @throws ConfigError for an option that is unknown or not usable, and without a rule for ranks; MismatchError when the
- *   checkpoints do not
- *   belong together; UnsupportedError for quantized checkpoints; NumericError naming a tensor with a value that is not
- *   finite; StateError when nothing differs; FileError and FormatError for files that are missing or damaged
- *
- * @example
- * await merge({ base: 'models/union-3m', adapters: 'tests/golden/peft/f32', out: 'out/tuned', format: 'safetensors' })
- * const { adapter, layers } = await extract({ base: 'models/union-3m', fineTuned: 'out/tuned', rank: 4 })
- * await saveAdapter(adapter, 'out/extracted')
- * for (const { name, rank, relativeChange, error } of layers) console.log(name, rank, relativeChange, error)
- */
-export const extract: typeof import('./tools.js').extract = async (...given) =>
-  (await import('./tools.js')).extract(...given)
-
-/**
  * Measures finished adapters on records. The report has the task's metrics for the base and for each adapter with 95 %
  * intervals (bootstrap over the records), the paired difference to the base, and the records that differ most. The
  * metrics are computed as in an evaluation during `train`. With `generate`, the models also answer the records, and the

@@ -6,8 +6,8 @@
 //   onnx/, gguf/                 the plan for a graph, and for a file of llama.cpp
 //   weight.ts                    the computation: W + Σ w·s·B·A
 //   carry-out.ts, chunk-loop.ts  writes what was planned; node/ does it in threads
-//   tools/                       combine, resize, extract, compare, make plain LoRA
-//   exchange/                    adapters for llama.cpp, Ollama and mlx-lm
+//   tools/                       combine, resize, compare, make plain LoRA
+//   exchange/                    adapters for llama.cpp and mlx-lm
 
 import { closing, type Directory } from '../core/base/bytes.js'
 import { carryOut } from './carry-out.js'

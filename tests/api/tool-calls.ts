@@ -9,8 +9,6 @@ const PISSA = join(fileURLToPath(new URL('../..', import.meta.url)), 'tests/gold
 
 const BASE = join(fileURLToPath(new URL('../..', import.meta.url)), 'models/union-3m')
 
-const QWEN2 = join(fileURLToPath(new URL('../..', import.meta.url)), 'tests/golden/kinds/qwen2.safetensors')
-
 const adapter = () => {
   const made = new lowrank.LoraAdapter({ rank: 1, targetModules: ['q'] })
   made.addFactors('q', [[1, 0]], [[1], [2]])
@@ -45,12 +43,6 @@ export const TOOL_FUNCTIONS: Record<string, Call> = {
     args: () => [adapter(), adapter(), { on: { progress() {} } }],
     options: 2,
     misspelled: { progress: /on\.progress/, onProgress: /on: \{ progress/ },
-  },
-  extract: {
-    call: lowrank.extract,
-    args: () => [{ base: QWEN2, fineTuned: QWEN2, rank: 1, embeddings: 'lora', others: 'save' }],
-    options: 0,
-    misspelled: { finetuned: /fineTuned/, fine_tuned: /fineTuned/, embedding: /embeddings/ },
   },
   resize: {
     call: lowrank.resize,

@@ -80,7 +80,6 @@ And these are vectors, beside sentence-transformers with PEFT: the subject of a 
 ## Other formats
 
 - GGUF: adapters of twelve small models in llama.cpp (node-llama-cpp 3.22.1), with PEFT’s logits. In f32, they differ by at most 1e-5, and for Gemma 1 to 3 by at most 5e-4, as Gemma without an adapter does
-- Ollama: Go’s own text/template renders chats with the templates that lowrank writes. The texts are those of the chat template
 - vLLM 0.32 on a CPU, with SmolLM2-135M in float32 and two adapters that lowrank had trained: the same texts as \`lowrank serve\`, 24 of 24 ([check_vllm.py](../scripts/golden/check_vllm.py))
 
 ## What ✓ means

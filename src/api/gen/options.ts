@@ -137,7 +137,7 @@ export const COMBINE_OPTIONS: OptionTable = {
 }
 
 export const CONVERT_ADAPTER_OPTIONS: OptionTable = {
-  to: needed(oneOf('peft', 'gguf', 'ollama', 'mlx')),
+  to: needed(oneOf('peft', 'gguf', 'mlx')),
   out: needed(TARGET),
   base: SOURCE,
   outDtype: anyOf(oneOf('q8_0', 'keep'), oneOf('fp32', 'fp16', 'bf16')),
@@ -146,17 +146,6 @@ export const CONVERT_ADAPTER_OPTIONS: OptionTable = {
 }
 
 export const DIFF_OPTIONS: OptionTable = {
-  on: eventsOf('progress'),
-  signal: SIGNAL,
-}
-
-export const EXTRACT_OPTIONS: OptionTable = {
-  base: needed(SOURCE),
-  fineTuned: needed(SOURCE),
-  embeddings: oneOf('lora', 'save', 'skip'),
-  others: oneOf('save', 'skip'),
-  rank: ranged('an integer of at least 1'),
-  energy: ranged('a number in (0, 1]'),
   on: eventsOf('progress'),
   signal: SIGNAL,
 }

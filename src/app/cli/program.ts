@@ -36,7 +36,6 @@ export const COMMANDS: Record<string, () => Promise<Command>> = {
   resize: async () => (await import('./manage/resize.js')).resize,
   convert: async () => (await import('./manage/convert.js')).convert,
   diff: async () => (await import('./manage/diff.js')).diff,
-  extract: async () => (await import('./manage/extract.js')).extract,
   'to-plain': async () => (await import('./manage/to-plain.js')).toPlain,
   push: async () => (await import('./manage/push.js')).push,
   inspect: async () => (await import('./manage/inspect.js')).inspect,

@@ -132,19 +132,6 @@ export interface Reservation {
   release(): Promise<void>
 }
 
-/** Reads into the given memory of at least `byteLength` bytes if the source can do that. The next read may reuse it. */
-export async function readThere(
-  source: ByteSource,
-  offset: number,
-  byteLength: number,
-  memory: Uint8Array,
-): Promise<Uint8Array> {
-  if (source.readInto === undefined) return source.read(offset, byteLength)
-  const target = memory.subarray(0, byteLength)
-  await source.readInto(offset, target)
-  return target
-}
-
 export class MemorySource implements ByteSource {
   readonly name: string
   readonly byteLength: number

@@ -68,10 +68,10 @@ ps | lowrank | a running lowrank serve lists its models at /v1/models
 cache_prompt | lowrank | lowrank serve keeps what it has read: --prefix-cache
 webui | lowrank | lowrank serve MODEL has a page: open its address in a browser
 compare | lowrank | lowrank diff compares the weights of adapters, lowrank evaluate their answers
-export | lowrank | lowrank merge writes a model, lowrank convert an adapter for llama.cpp, Ollama or mlx-lm
-pull download | lowrank | a model of the Hub loads when a command names it, such as lowrank chat owner/name
-rm cp | lowrank | adapters are ordinary folders; models of the Hub are in its cache: hf cache rm
-create | lowrank | lowrank convert ADAPTER --to ollama --out DIR writes a Modelfile for ollama create
+export | lowrank | lowrank merge writes a model, lowrank convert an adapter for llama.cpp or mlx-lm
+pull download rm cp | lowrank | a model of the Hub loads when a command names it, such as lowrank chat owner/name; hf cache rm deletes it. Adapters are ordinary folders
+create | lowrank | lowrank convert ADAPTER --to gguf --out adapter.gguf writes a file that a Modelfile names: FROM the model, ADAPTER ./adapter.gguf
+extract extract-lora | lowrank | mergekit-extract-lora makes a small adapter from two checkpoints
 signin | lowrank | the Hub takes HF_TOKEN, or the login of hf auth login
 lora-inputs | lowrank | sessions of lowrank run any adapter on a graph as it is: lowrank generate, lowrank serve
 awq | lowrank | models are quantized when they are exported; --dtype q4 opens such a graph

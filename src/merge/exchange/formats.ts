@@ -13,14 +13,12 @@ interface FormatEntry {
 export const FORMATS = {
   peft: { load: async () => (await import('./peft.js')).PEFT },
   gguf: { ending: '.gguf', dtypes: ['q8_0'], load: async () => (await import('./gguf/gguf-adapters.js')).GGUF },
-  ollama: { dtypes: ['q8_0'], load: async () => (await import('./ollama/ollama.js')).OLLAMA },
   mlx: { load: async () => (await import('./mlx.js')).MLX },
 } as const satisfies Record<string, FormatEntry>
 
 /**
  * - `peft`: a folder with adapter_config.json and adapter_model.safetensors
  * - `gguf`: a file for llama.cpp and programs built on it
- * - `ollama`: a folder with a GGUF file, and a Modelfile with the chat template
  * - `mlx`: a folder for mlx-lm
  */
 export type AdapterFormat = keyof typeof FORMATS

@@ -144,7 +144,7 @@ function checkParts({ adapter, parts, weight, label }: Opened): void {
     throw new UnsupportedError({
       where: label,
       what: 'DoRA adapters cannot be combined, because their change depends on the base',
-      hint: 'Merge it into its base, make an adapter from the result with `lowrank extract`, and combine that adapter',
+      hint: 'Merge it into its base, make an adapter from both models with mergekit-extract-lora, and combine that adapter',
     })
   }
   for (const { name, kind } of parts.values()) {

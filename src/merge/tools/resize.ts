@@ -102,7 +102,7 @@ export function truncatedChange(
 /**
  * Gives all matrices one rank, the largest that any of them needs. `energy` is Σσ², even of values that `svd` lacks.
  */
-export function closestPairs(
+function closestPairs(
   found: readonly { readonly svd: Svd; readonly energy: number }[],
   choice: RankChoice,
   like: FloatArray,

@@ -81,7 +81,7 @@ const BLIND: readonly [words: string, leads: RegExp][] = [
   ['show', /mean inspect\?/],
   ['ps', /\/v1\/models/],
   ['cp', /ordinary folders/],
-  ['create', /--to ollama/],
+  ['create', /Modelfile/],
   ['stop', /Ctrl-C/],
   ['signin', /HF_TOKEN/],
   ['launch', /lowrank serve/],

@@ -4,7 +4,7 @@ import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { expect, it } from 'vitest'
 import { lowrankHere } from './in-process.js'
-import { MODEL, root, scratchFolder } from './lowrank.js'
+import { root, scratchFolder } from './lowrank.js'
 
 const scratch = scratchFolder()
 const combined = join(root, 'tests', 'golden', 'combine')
@@ -67,7 +67,7 @@ it('refuses to combine a DoRA adapter, and says what to do', async () => {
   const dora = join(root, 'tests', 'golden', 'kinds', 'dora')
   const { code, stderr } = await lowrankHere('combine', dora, dora, '--out', join(scratch, 'folded'))
   expect(code).toBe(1)
-  expect(stderr).toMatch(/dora: DoRA adapters cannot be combined.*lowrank extract/s)
+  expect(stderr).toMatch(/dora: DoRA adapters cannot be combined.*mergekit-extract-lora/s)
 })
 
 it.each([
@@ -92,46 +92,6 @@ it.each([
   expect(code).toBe(expected)
   expect(stderr).toMatch(message)
   expect(existsSync(out)).toBe(false)
-})
-
-it('makes of a published fine-tune an ONNX file: extract, then merge', async () => {
-  const tuned = join(scratch, 'fine-tuned')
-  const adapter = join(root, 'tests', 'golden', 'peft', 'f32')
-  const made = await lowrankHere(
-    'merge',
-    '--base',
-    MODEL,
-    '--adapter',
-    adapter,
-    '--format',
-    'safetensors',
-    '--out',
-    tuned,
-  )
-  expect(made.code, made.stderr).toBe(0)
-  const change = join(scratch, 'change')
-  const args = ['--base', MODEL, '--fine-tuned', tuned, '--energy', '0.99', '--out', change, '--json']
-  const extracted = await lowrankHere('extract', ...args)
-  expect(extracted.code, extracted.stderr).toBe(0)
-  const document = JSON.parse(extracted.stdout)
-  expect(document).toMatchObject({ version: 1, out: change, saved: [], skipped: [], missing: [] })
-  expect(document.layers).toHaveLength(12)
-  for (const { error, rank } of document.layers) {
-    expect(error).toBeLessThan(0.1)
-    expect(rank).toBeLessThanOrEqual(4)
-  }
-  const write = (...given: string[]) =>
-    lowrankHere('generate', ...given, '--prompt', 'And the people', '--max-new-tokens', '12', '--temperature', '0')
-  const onnx = join(scratch, 'fine-tuned-onnx')
-  const merged = await lowrankHere('merge', '--base', MODEL, '--adapter', change, '--out', onnx)
-  expect(merged.code, merged.stderr).toBe(0)
-  const [got, wanted, base] = [
-    await write('--model', onnx),
-    await write('--model', MODEL, '--adapter', adapter),
-    await write('--model', MODEL),
-  ]
-  expect(got.stdout).toBe(wanted.stdout)
-  expect(got.stdout).not.toBe(base.stdout)
 })
 
 it('shows how adapters differ, as a table and as a document', async () => {

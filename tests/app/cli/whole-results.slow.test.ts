@@ -71,13 +71,6 @@ const KINDS: Record<string, Kind> = {
     ],
   },
   'a resized adapter': { out: 'out', args: (variant) => ['resize', PEFT, '--rank', variant === 0 ? '2' : '3'] },
-  'an extracted adapter': {
-    out: 'out',
-    args: (variant) => [
-      ...['extract', '--base', join(LLAMA, 'base'), '--fine-tuned', join(LLAMA, 'merged.safetensors')],
-      ...['--rank', variant === 0 ? '2' : '3'],
-    ],
-  },
   'a plain adapter': {
     out: 'out',
     args: (variant) => [

@@ -15,13 +15,12 @@ const FOLDERS = {
 }
 
 function readFiles(): JobFiles {
-  const files: JobFiles = { first: {}, second: {}, dora: {}, llama: {}, model: {} }
+  const files: JobFiles = { first: {}, second: {}, dora: {}, llama: {} }
   for (const [folder, path] of Object.entries(FOLDERS)) {
     for (const name of readdirSync(path)) {
       if (/^(adapter_|config)/.test(name)) files[folder as keyof typeof FOLDERS][name] = bytesOf(`${path}/${name}`)
     }
   }
-  files.model['model.safetensors'] = bytesOf(goldenPath('kinds', 'qwen2.safetensors'))
   return files
 }
 

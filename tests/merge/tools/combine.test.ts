@@ -129,7 +129,7 @@ describe('combine', () => {
       'DoRA',
       { rank: 1, useDora: true },
       (made: LoraAdapter) => made.addFactors('q', [[1, 0]], [[1], [2]], { magnitude: [1, 1] }),
-      /DoRA adapters cannot be combined.*`lowrank extract`/,
+      /DoRA adapters cannot be combined.*mergekit-extract-lora/,
     ],
     [
       'PiSSA',

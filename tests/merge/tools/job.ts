@@ -4,17 +4,15 @@ import {
   combine,
   convertAdapter,
   diff,
-  extract,
   type LoraAdapter,
   loadAdapter,
   MemoryDirectory,
-  merge,
   resize,
   saveAdapter,
 } from '../../../src/api/index.js'
 
 /** Folder → file → bytes. */
-export type JobFiles = Record<'first' | 'second' | 'dora' | 'llama' | 'model', Record<string, Uint8Array>>
+export type JobFiles = Record<'first' | 'second' | 'dora' | 'llama', Record<string, Uint8Array>>
 
 /** Numbers by name, and the files that conversions wrote. */
 export interface JobResult {
@@ -37,7 +35,7 @@ function sumOf(adapter: LoraAdapter): number {
 }
 
 export async function runJob(files: JobFiles): Promise<JobResult> {
-  const [first, second, dora, llama, model] = (['first', 'second', 'dora', 'llama', 'model'] as const).map(
+  const [first, second, dora, llama] = (['first', 'second', 'dora', 'llama'] as const).map(
     (name) => new MemoryDirectory(files[name], name),
   )
   const numbers: Record<string, number> = {}
@@ -53,10 +51,6 @@ export async function runJob(files: JobFiles): Promise<JobResult> {
   }
   const smaller = await resize(first, { rank: 1, on })
   numbers['resize error'] = smaller.error
-  const tuned = new MemoryDirectory({}, 'tuned')
-  await merge({ base: model, adapters: first, out: tuned })
-  const extracted = await extract({ base: model, fineTuned: tuned, energy: 0.999, on })
-  numbers.extract = sumOf(extracted.adapter)
   const compared = await diff(first, second, { on })
   numbers.diff = compared.relativeChange
   const written: Record<string, number[]> = {}

@@ -4,7 +4,7 @@ import { type JobFiles, runJob } from './job.js'
 
 async function run() {
   const list = (await (await fetch('/files.json')).json()) as [folder: keyof JobFiles, file: string][]
-  const files: JobFiles = { first: {}, second: {}, dora: {}, llama: {}, model: {} }
+  const files: JobFiles = { first: {}, second: {}, dora: {}, llama: {} }
   for (const [folder, file] of list) {
     files[folder][file] = new Uint8Array(await (await fetch(`/${folder}/${file}`)).arrayBuffer())
   }

@@ -110,18 +110,10 @@ export const FLAGS = {
     energy: { form: 'number', about: 'takes the lowest rank that keeps this share of each layer’s energy Σσ², the sum of its squared singular values', range: 'a number in (0, 1]' },
   },
   ConvertAdapterOptions: {
-    to: { form: 'word', about: 'the format of the result: peft, gguf, ollama or mlx', words: ['peft', 'gguf', 'ollama', 'mlx'], isRequired: true },
+    to: { form: 'word', about: 'the format of the result: peft, gguf or mlx', words: ['peft', 'gguf', 'mlx'], isRequired: true },
     out: { form: 'target', about: 'the place of the result: a folder. For gguf, it can also be a file', isRequired: true },
     base: { form: 'source', about: 'the model of the adapter: a folder with config.json. GGUF needs it' },
     outDtype: { form: 'word', about: 'the type of the factors in the result. Default keep: each layer keeps its type. Only GGUF can have q8_0', words: ['q8_0', 'keep', 'fp32', 'fp16', 'bf16'] },
-  },
-  ExtractOptions: {
-    base: { form: 'source', about: 'the model before fine-tuning: a safetensors checkpoint', isRequired: true },
-    fineTuned: { form: 'source', about: 'the model after fine-tuning: a checkpoint with the same names', isRequired: true },
-    embeddings: { form: 'word', about: 'how changed input and output embeddings are kept: lora, as layers; save, whole, as PEFT’s modules_to_save; skip, not at all. If the number of tokens changed, they are saved whole instead of lora', words: ['lora', 'save', 'skip'], fallback: 'lora' },
-    others: { form: 'word', about: 'what happens to changed tensors that LoRA cannot express, such as norms and biases: save keeps them whole, skip leaves them out. The result lists them in both cases', words: ['save', 'skip'], fallback: 'save' },
-    rank: { form: 'number', about: 'rank of the result; with --energy: the highest rank that a layer can get. No layer gets a higher rank than the rank of its s·B·A', range: 'an integer of at least 1' },
-    energy: { form: 'number', about: 'takes the lowest rank that keeps this share of each layer’s energy Σσ², the sum of its squared singular values', range: 'a number in (0, 1]' },
   },
   ResizeOptions: {
     rank: { form: 'number', about: 'rank of the result; with --energy: the highest rank that a layer can get. No layer gets a higher rank than the rank of its s·B·A', range: 'an integer of at least 1' },

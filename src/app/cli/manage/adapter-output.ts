@@ -1,4 +1,4 @@
-// Options and steps that combine, convert, diff, extract and resize share.
+// Options and steps that combine, convert, diff and resize share.
 
 import type { ResizeResult, ToolProgress } from '../../../api/index.js'
 import { newFolder } from '../../../api/node/command-line.js'

@@ -12,8 +12,8 @@ export const convert = defineCommand({
   name: 'convert',
   summary: 'write an adapter in another format',
   about: [
-    'Formats: peft; gguf for llama.cpp, LM Studio and wllama; ollama for a folder with such a file and a Modelfile; mlx for mlx-lm.',
-    'ADAPTER is a folder of PEFT or mlx-lm. For gguf and ollama, the model is needed too: a folder with its config.json. Without --base, it is the base that the adapter names.',
+    'Formats: peft; gguf for llama.cpp, LM Studio and wllama; mlx for mlx-lm.',
+    'ADAPTER is a folder of PEFT or mlx-lm. For gguf, the model is needed too: a folder with its config.json. Without --base, it is the base that the adapter names.',
   ].join('\n'),
   examples: [
     'lowrank convert tests/golden/peft/f32 --to gguf --base models/union-3m --out out/adapter.gguf',
@@ -27,7 +27,7 @@ export const convert = defineCommand({
   },
   async run({ adapter, to, base: named, out, outDtype, json }) {
     const node = await import('../../../api/node.js')
-    const base = named ?? (to === 'gguf' || to === 'ollama' ? await namedBase(adapter) : undefined)
+    const base = named ?? (to === 'gguf' ? await namedBase(adapter) : undefined)
     const report = await withProgress((run) => node.convertAdapter(adapter, { to, out, base, outDtype, ...run }))
     if (json) printDocument({ ...report, peakRssBytes: peakRssBytes() })
     for (const note of report.notes) say(`note: ${note}`)
