@@ -10,8 +10,9 @@ import {
   MemoryDirectory,
   type Model,
   NumericError,
+  openSession,
 } from '../../src/api/node.js'
-import { checkRanges, quantized, rangesOf } from '../../src/run/readings/quantize.js'
+import { checkRanges, quantized, rangesOf, restored } from '../../src/run/readings/quantize.js'
 import type { TrainingData } from '../../src/train/options.js'
 import { readCorpus, readQuestions } from '../../src/train/search/corpus.js'
 import { measuresOf } from '../../src/train/search/measures.js'
@@ -76,6 +77,18 @@ describe('vectors of few bits', () => {
   it.each(['int8', 'uint8', 'binary', 'ubinary'] as const)('are those of sentence-transformers: %s', (precision) => {
     const found = vectors.slice(9).map((vector) => [...quantized(vector, precision, ranges)])
     expect(found).toEqual(golden.quantized[precision])
+  })
+
+  it.each(['int8', 'uint8', 'binary', 'ubinary'] as const)('stand for values near the whole ones: %s', (precision) => {
+    for (const vector of vectors.slice(0, 9)) {
+      const stored = quantized(vector, precision, ranges)
+      const found = restored(stored, precision, { ranges, size: vector.length })
+      for (const [i, value] of vector.entries()) {
+        const step = (ranges[1][i] - ranges[0][i]) / 255
+        if (precision.endsWith('binary')) expect(found[i]).toBe(value > 0 ? 1 : -1)
+        else expect(Math.abs(found[i] - value)).toBeLessThanOrEqual(0.51 * step)
+      }
+    }
   })
 
   it('are refused without the values that bytes stand for, or with those of other vectors', () => {
@@ -192,6 +205,46 @@ describe('evaluate with a corpus', () => {
   const words = ['sea', 'sun', 'ship', 'whale', 'king', 'night', 'rain', 'good']
   const corpus = words.map((word) => ({ id: word, text: `she saw ${word}` }))
   const data = words.map((word) => ({ query: `the ${word} was`, relevant: [word] }))
+
+  it('measures vectors of few bits, and orders the first results by whole questions', async () => {
+    const measured = async (more: Partial<Parameters<typeof evaluate>[0]>) => {
+      const { models } = await evaluate({ model, data, corpus, at: [1, 3], on: {}, threads: 1, ...more })
+      return Object.values(models[0].metrics).map(({ value }) => value)
+    }
+    const whole = await measured({})
+    expect(await measured({ precision: 'int8', rescore: 4 })).toEqual(whole)
+    const bits = await measured({ precision: 'binary', rescore: 0 })
+    const again = await measured({ precision: 'binary' })
+    expect(bits).not.toEqual(whole)
+    expect(again).not.toEqual(bits)
+    // The same ranking by hand: bits with bits, then the first 2 · 3 by whole questions.
+    const session = await openSession(model)
+    const [asked, stored] = await Promise.all([
+      session.embed(data.map(({ query }) => query)),
+      session.embed(corpus.map(({ text }) => text)),
+    ])
+    await session.dispose()
+    const bit = (value: number) => (value > 0 ? 1 : -1)
+    const ranks = asked.map((question, own) => {
+      const product = (of: (value: number) => number) =>
+        stored.map((document) => document.reduce((sum, value, i) => sum + of(question[i]) * bit(value), 0))
+      const [rough, fine] = [product(bit), product((value) => value)]
+      const first = best(rough, 6)
+      return rankOf(
+        rough.map((score, i) => (first.includes(i) ? fine[i] : score - 1e6)),
+        own,
+      )
+    })
+    const mean = (of: (rank: number) => number) => ranks.reduce((sum, rank) => sum + of(rank), 0) / ranks.length
+    const { models } = await evaluate({ model, data, corpus, at: [1, 3], precision: 'binary', on: {}, threads: 1 })
+    expect(models[0].metrics.map.value).toBeCloseTo(
+      mean((rank) => 1 / rank),
+      9,
+    )
+    const cut = await measured({ dimensions: 4 })
+    expect(cut).not.toEqual(whole)
+    await expect(measured({ dimensions: 4096 })).rejects.toThrow(/larger than the vectors/)
+  })
 
   it('measures base and adapter, with differences, won and lost questions', async () => {
     const adapter = await loadAdapter('tests/golden/embedding/adapter-init')

@@ -50,3 +50,17 @@ export function quantized(
   })
   return precision === 'uint8' ? Uint8Array.from(bytes) : Int8Array.from(bytes, (byte) => byte - 128)
 }
+
+/** The values that a quantized vector stands for: the middle of each byte's range, and 1 or −1 for a bit. */
+export function restored(
+  vector: Int8Array | Uint8Array,
+  precision: Exclude<Precision, 'float32'>,
+  { ranges, size }: { readonly ranges: Ranges; readonly size: number },
+): Float32Array {
+  const offset = vector instanceof Int8Array ? 128 : 0
+  if (precision === 'binary' || precision === 'ubinary') {
+    return Float32Array.from({ length: size }, (_, i) => (((vector[i >> 3] + offset) << (i & 7)) & 0x80 ? 1 : -1))
+  }
+  const [least, most] = ranges
+  return Float32Array.from(vector, (byte, i) => least[i] + ((byte + offset + 0.5) * (most[i] - least[i])) / 255)
+}

@@ -13,6 +13,7 @@ import { placedModel, placeFactors } from '../../model/place/place.js'
 import type { CallMatch } from '../../model/text/calls/compare.js'
 import { readGraph } from '../../onnx/view/graph.js'
 import { ModelSession } from '../../run/model-session.js'
+import type { Precision } from '../../run/readings/options.js'
 import { checkParts } from '../check-options.js'
 import type { SessionParts } from '../engine/sessions.js'
 import { joinGraphs } from '../graph/joined-graph.js'
@@ -68,6 +69,24 @@ export interface EvaluateSettings
    * @default 1,10
    */
   readonly at?: readonly number[] | undefined
+  /**
+   * With `corpus`: how many numbers of each vector are kept. Default: all.
+   * @range an integer of at least 1
+   */
+  readonly dimensions?: number | undefined
+  /**
+   * With `corpus`: the form of vectors, as in `embed`. Bytes stand for values between the least and the highest of the
+   * documents.
+   * @default float32
+   */
+  readonly precision?: Precision | undefined
+  /**
+   * With `precision`: this many times the largest number of `at` first results are ordered again, by the whole vector
+   * of the question. 0: none.
+   * @range an integer of at least 0
+   * @default 2
+   */
+  readonly rescore?: number | undefined
   /**
    * `calls`: whether chats with tools are answered by the right calls of functions, in place of the loss. A request is
    * each answer of a chat, with the chat before it.

@@ -8,6 +8,8 @@ import { encodeTexts } from '../../model/inputs/token-batch.js'
 import type { Model } from '../../model/model-folder.js'
 import { type InputType, promptOf } from '../../model/sentence-modules.js'
 import { ModelSession } from '../../run/model-session.js'
+import type { Precision } from '../../run/readings/options.js'
+import { quantized, rangesOf, restored } from '../../run/readings/quantize.js'
 import { bootstrap, meansOf } from '../evaluate/bootstrap.js'
 import { type EvaluateSettings, withVerdicts } from '../evaluate/evaluate-adapters.js'
 import type { DifferingRecord, EvaluatedModel, EvaluateReport } from '../evaluate/report.js'
@@ -63,8 +65,9 @@ export async function evaluateSearch(
         const vectors: Float32Array[] = []
         for (let from = 0; from < texts.length; from += TOGETHER) {
           const part = texts.slice(from, from + TOGETHER)
-          const { maxLength, batchSize = 32, signal } = settings
-          vectors.push(...(await session.embed(part, { adapter: name, prompt, maxLength, batchSize, signal })))
+          const { maxLength, batchSize = 32, dimensions, signal } = settings
+          const how = { adapter: name, prompt, maxLength, batchSize, dimensions, signal }
+          vectors.push(...(await session.embed(part, how)))
           for (const _ of part) await steps.next(name ?? 'base')
         }
         return vectors
@@ -79,7 +82,7 @@ export async function evaluateSearch(
       )
       contenders.push({
         name,
-        ...ranked(ofQuestions, ofDocuments, questions, at),
+        ...ranked(ofQuestions, ofDocuments, questions, settings),
         seconds: (performance.now() - startedAt) / 1000,
       })
     }
@@ -123,11 +126,17 @@ function ranked(
   ofQuestions: readonly Float32Array[],
   ofDocuments: readonly Float32Array[],
   questions: readonly Question[],
-  at: readonly number[],
+  { at = [1, 10], precision = 'float32', rescore = 2 }: EvaluateSettings,
 ): Pick<Contender, 'measures' | 'results'> {
   const measures: Record<string, number>[] = []
   const results: number[][] = []
-  for (const { query, scores } of similarities(ofQuestions, ofDocuments)) {
+  const asStored = precision === 'float32' ? undefined : storedBy(precision, ofDocuments)
+  const [queries, documents] = [ofQuestions, ofDocuments].map((vectors) => (asStored ? vectors.map(asStored) : vectors))
+  for (const { query, scores: first } of similarities(queries, documents)) {
+    const scores =
+      asStored === undefined
+        ? first
+        : rescored(first, best(first, rescore * Math.max(...at)), ofQuestions[query], documents)
     const graded = [...questions[query].grades].filter(([, grade]) => grade > 0)
     measures.push(
       measuresOf(
@@ -138,6 +147,26 @@ function ranked(
     results.push(best(scores, SHOWN_RESULTS))
   }
   return { measures, results }
+}
+
+/** Gives what an index of few bits knows of a vector. */
+function storedBy(precision: Exclude<Precision, 'float32'>, documents: readonly Float32Array[]) {
+  const ranges = rangesOf(documents)
+  return (vector: Float32Array) =>
+    restored(quantized(vector, precision, ranges), precision, { ranges, size: vector.length })
+}
+
+/** Orders the first results by the question's whole vector, before all others. */
+function rescored(
+  scores: Float32Array,
+  first: readonly number[],
+  question: Float32Array,
+  documents: readonly Float32Array[],
+): Float64Array {
+  // Scores of bits go up to the number of bits.
+  const all = Float64Array.from(scores, (score) => score - 4 * question.length)
+  for (const place of first) all[place] = documents[place].reduce((sum, value, i) => sum + value * question[i], 0)
+  return all
 }
 
 /** The questions that the second model answers best and worst, compared with the first, in about equal numbers. */

@@ -241,3 +241,27 @@ describe('train --gate', () => {
     expect(await lowrankHere('train', ...args)).toMatchObject({ code: 2, stderr: expect.stringMatching(message) })
   })
 })
+
+it('writes vectors of few bits by ranges that it makes of texts', async () => {
+  const encoder = join(golden, 'text-classification/encoder')
+  const [ranges, texts] = [join(scratch, 'ranges.json'), join(scratch, 'documents.jsonl')]
+  const words = ['sea', 'sun', 'ship', 'whale', 'king']
+  writeFileSync(texts, words.map((word) => JSON.stringify({ text: `the ${word}` })).join('\n'))
+  const embed = (...args: string[]) => lowrankHere('embed', '--model', encoder, '--threads', '1', ...args)
+  const none = await embed('--text', 'the sea', '--precision', 'int8')
+  expect([none.code, none.stderr]).toEqual([2, expect.stringContaining('ranges')])
+  const made = await embed('--data', texts, '--calibrate', ranges)
+  expect([made.code, made.stdout, made.stderr]).toEqual([0, '', expect.stringContaining('ranges of 5 texts')])
+  const [least, most] = JSON.parse(readFileSync(ranges, 'utf8')) as number[][]
+  const whole = JSON.parse((await embed('--text', 'the sea')).stdout) as number[]
+  const bytes = JSON.parse((await embed('--text', 'the sea', '--precision', 'uint8', '--ranges', ranges)).stdout)
+  expect(bytes).toHaveLength(whole.length)
+  for (const [i, byte] of (bytes as number[]).entries()) {
+    expect(Math.abs(least[i] + (byte / 255) * (most[i] - least[i]) - whole[i])).toBeLessThan(0.02)
+  }
+  const bits = JSON.parse((await embed('--text', 'the sea', '--precision', 'ubinary')).stdout)
+  expect(bits).toHaveLength(whole.length / 8)
+  writeFileSync(ranges, 'no')
+  const bad = await embed('--text', 'the sea', '--precision', 'uint8', '--ranges', ranges)
+  expect([bad.code, bad.stderr]).toEqual([2, expect.stringContaining('--calibrate')])
+})

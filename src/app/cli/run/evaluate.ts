@@ -45,7 +45,7 @@ export const evaluate = defineCommand({
       'chatTemplateArgs',
       'maxLength',
     ),
-    ...flags('EvaluateOptions', 'corpus', 'at', 'measure', 'match'),
+    ...flags('EvaluateOptions', 'corpus', 'at', 'dimensions', 'precision', 'rescore', 'measure', 'match'),
     ...PROMPT_OPTIONS,
     ...flags('EvaluateOptions', 'generate', 'judge', 'judgeModel', 'maxNewTokens', 'batchSize'),
     ...flags('EvaluateOptions', 'resamples', 'seed', 'differing'),
