@@ -197,8 +197,9 @@ export interface StreamOptions extends SamplingOptions, ChatOptions {
    */
   seed?: number | undefined
   /**
-   * A JSON schema that the text has to fit, or `{ type: 'object' }` for any object. Each text that ends by itself is
-   * JSON and fits; a text that `maxNewTokens` cuts off may not. Needs the package @mlc-ai/web-xgrammar.
+   * A JSON schema that the text has to fit, or `{ type: 'object' }` for any object. Each text is JSON and fits:
+   * when only the tokens for its end are left of `maxNewTokens`, it ends, and `finish` is `max-new-tokens`. Fewer than
+   * the shortest fitting text needs are too few. Needs the package @mlc-ai/web-xgrammar.
    */
   schema?: object | undefined
   /**

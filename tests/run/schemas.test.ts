@@ -81,13 +81,13 @@ describe.skipIf(!isInstalled)('generate({ schema })', () => {
   })
   afterAll(() => session.dispose())
 
-  it.each(CASES)('%s: every text that ends by itself parses and fits', async (_, schema, fits) => {
+  it.each(CASES)('%s: every text parses and fits', async (_, schema, fits) => {
     const prompts = ['The king said', 'We', '{', 'A list: ', 'Name', 'In the beginning', 'Yes', '3']
     const options = { schema, maxNewTokens: 120, temperature: 1.2, seed: 5 }
     const results = await session.generate(prompts, options)
     const ended = results.filter(({ finish }) => finish === 'eos')
     expect(ended.length).toBeGreaterThan(2)
-    for (const { text } of ended) {
+    for (const { text } of results) {
       const value = JSON.parse(text)
       expect([text, fits(value)]).toEqual([text, true])
     }
@@ -96,15 +96,33 @@ describe.skipIf(!isInstalled)('generate({ schema })', () => {
   it('any object, beside texts without a schema, which stay as they are', async () => {
     const plain = { maxNewTokens: 30, temperature: 0 }
     const alone = await session.generate('And the people', plain)
-    const options = { schema: { type: 'object' }, maxNewTokens: 100, temperature: 0.7, seed: 2 }
+    const options = { schema: { type: 'object' }, maxNewTokens: 30, temperature: 0.7, seed: 2 }
     const [object, beside] = await Promise.all([
       session.generate('And the people', options),
       session.generate('And the people', plain),
     ])
     expect(object.text).toMatch(/^\{/)
-    if (object.finish === 'eos') expect(typeof JSON.parse(object.text)).toBe('object')
+    expect(typeof JSON.parse(object.text)).toBe('object')
     expect(beside.text).toBe(alone.text)
   })
+
+  it.each([[], ['zzz']])(
+    'a text that is closed before its limit says so, and has a score for each token',
+    async (...stop) => {
+      const limits = { maxNewTokens: 24, stop, logprobs: 0, temperature: 1.2, seed: 3 }
+      const schema = {
+        type: 'object',
+        properties: { a: { type: 'string' }, b: { type: 'string' } },
+        required: ['a', 'b'],
+      }
+      const results = await session.generate(Array(8).fill('The king'), { schema, ...limits })
+      for (const { text, finish, tokens, logprobs } of results) {
+        expect([text, Object.keys(JSON.parse(text)).slice(0, 2)]).toEqual([text, ['a', 'b']])
+        expect([finish, logprobs!.length]).toEqual([tokens === 24 ? 'max-new-tokens' : finish, tokens])
+      }
+      expect(results.filter(({ finish }) => finish === 'max-new-tokens').length).toBeGreaterThan(3)
+    },
+  )
 })
 
 it.each([

@@ -145,12 +145,12 @@ async function* writeTexts(
       const text = texts[token.text]
       const { row, promptTokens, seed, scores } = text
       text.cachedTokens += token.cachedTokens
-      const piece = token.decoded === undefined ? row.push(token.id) : row.take(token.id, token.decoded)
+      const piece = token.decoded === undefined ? row.push(token.id, token.isCut) : row.take(token.id, token.decoded)
       if (isSampled) {
         text.sampledIds.push(token.id)
         text.sampledLogprobs.push(token.scores!.chosen.logprob)
       }
-      if (row.finish !== 'eos' && token.scores !== undefined) scores.push(scoreOf(model, token))
+      if (row.tokenIds.length > scores.length && token.scores !== undefined) scores.push(scoreOf(model, token))
       if (piece !== '') {
         yield { row: token.text, piece, scores: scores.slice(text.told) }
         text.told = scores.length

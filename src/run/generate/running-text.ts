@@ -43,6 +43,8 @@ export interface WrittenToken {
   readonly scores: { readonly chosen: ScoredToken; readonly top: readonly ScoredToken[] } | undefined
   /** With the first token: how many tokens of the prompt came from a cache. Later 0. */
   readonly cachedTokens: number
+  /** True if the text had to end before its limit to fit its schema. */
+  readonly isCut?: boolean | undefined
   /** What it adds to the text, if the text has stop strings: then it is decoded here alone. */
   readonly decoded?: TextPiece | undefined
 }
@@ -129,16 +131,17 @@ export class RunningText {
     const temperature = isSampled ? sampling.temperature : 1
     const weighed = scores === undefined ? undefined : weigh(logits, temperature)
     const isShared = allowed === logits && temperature === sampling.temperature
-    const id = sampleToken(allowed, sampling, () => this.#random.uniform(), isShared ? weighed : undefined)
-    this.#grammar?.accept(id)
+    const drawn = sampleToken(allowed, sampling, () => this.#random.uniform(), isShared ? weighed : undefined)
+    const id = this.#grammar?.accept(drawn, limits.maxTokens - this.#row.tokenIds.length) ?? drawn
+    const isCut = this.#grammar?.isCut
     this.tokens.push(id)
     this.#known.add(id)
     this.#written.set(id, (this.#written.get(id) ?? 0) + 1)
     const scored = weighed && scoreTokens(logits, id, scores!, weighed)
-    const piece = this.#row.push(id)
+    const piece = this.#row.push(id, isCut)
     const { finish, stop } = this.#row
     const decoded = limits.stops.length === 0 ? undefined : { piece, finish, stop }
-    return { text: this.index, id, scores: scored, cachedTokens, decoded }
+    return { text: this.index, id, scores: scored, cachedTokens, isCut, decoded }
   }
 
   dispose(): void {

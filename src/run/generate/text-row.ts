@@ -37,16 +37,17 @@ export class TextRow {
 
   /** Takes a token that the row of another thread has decoded. */
   take(id: number, { piece, finish, stop }: TextPiece): string {
-    if (finish !== 'eos') this.tokenIds.push(id)
+    if (!this.limits.endIds.has(id)) this.tokenIds.push(id)
     this.text += piece
     this.finish = finish
     this.stop = stop
     return piece
   }
 
-  push(id: number): string {
+  /** @param isCut whether the limit ends the text, even if an end token comes before */
+  push(id: number, isCut = false): string {
     const { endIds, maxTokens, atMost } = this.limits
-    if (endIds.has(id)) return this.#end('eos')
+    if (endIds.has(id)) return this.#end(isCut ? atMost : 'eos')
     this.tokenIds.push(id)
     const piece = this.#give(this.stream.push(id))
     if (this.finish !== undefined || this.tokenIds.length < maxTokens) return piece

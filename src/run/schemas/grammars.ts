@@ -5,6 +5,7 @@ import type { CompiledGrammar, GrammarCompiler, GrammarMatcher } from '@mlc-ai/w
 import { ConfigError, DataError, messageOf } from '../../core/base/errors.js'
 import { isObject } from '../../core/base/options.js'
 import type { Vocabulary } from '../../model/text/vocabulary.js'
+import { canEnd, Endings } from './endings.js'
 import { ANY_INTEGER, ANY_NUMBER, NUMBERS, type NumberPart, numberRule } from './numbers.js'
 import { type Part, withParts } from './schema-forms.js'
 import { TAG_START } from './schemas.js'
@@ -44,7 +45,7 @@ export async function loadLibrary(): Promise<Library> {
 }
 
 export class Grammars {
-  #opened: Promise<{ library: Library; compiler: GrammarCompiler }> | undefined
+  #opened: Promise<{ library: Library; compiler: GrammarCompiler; endings: Endings }> | undefined
   readonly #compiled = new Map<string, Promise<CompiledGrammar>>()
 
   constructor(private readonly vocabulary: Vocabulary) {}
@@ -55,7 +56,8 @@ export class Grammars {
       const library = await loadLibrary()
       const { tokens, spelling } = this.vocabulary
       const info = await library.TokenizerInfo.createTokenizerInfo([...tokens], spelling, false, tokens.length)
-      return { library, compiler: await library.GrammarCompiler.createGrammarCompiler(info, false) }
+      const compiler = await library.GrammarCompiler.createGrammarCompiler(info, false)
+      return { library, compiler, endings: new Endings(this.vocabulary) }
     })()
     this.#opened.catch(() => {
       this.#opened = undefined
@@ -90,8 +92,8 @@ export class Grammars {
 
   async start(schema: string, ends: number[]): Promise<TextGrammar> {
     const compiled = await this.compile(schema)
-    const { library } = await this.#open()
-    return new TextGrammar(await library.GrammarMatcher.createGrammarMatcher(compiled, ends))
+    const { library, endings } = await this.#open()
+    return new TextGrammar(await library.GrammarMatcher.createGrammarMatcher(compiled, ends), ends, endings)
   }
 }
 
@@ -152,9 +154,17 @@ export const ANY_OBJECT = '{"type":"object"}'
 export class TextGrammar {
   /** A bit for each token: 1 if it is allowed next. {@link prepare} sets it. */
   #allowed: ArrayLike<number> = []
+  /** Tokens with which the text ends from here on. Undefined: none are known. */
+  #ending: readonly number[] | undefined
+  /** True if the text would have gone on without its limit. */
+  isCut = false
 
   /** @internal */
-  constructor(private readonly matcher: GrammarMatcher) {}
+  constructor(
+    private readonly matcher: GrammarMatcher,
+    private readonly ends: readonly number[],
+    private readonly endings: Endings,
+  ) {}
 
   async prepare(): Promise<void> {
     const startedAt = performance.now()
@@ -173,8 +183,39 @@ export class TextGrammar {
     return logits.map((value, id) => (((this.#allowed[id >> 5] ?? 0) >>> (id & 31)) & 1 ? value : -Infinity))
   }
 
-  accept(id: number): void {
-    this.matcher.acceptToken(id)
+  /**
+   * Takes a token. If the text could not end any more with the `left` tokens that it still has, it takes a token
+   * that leads to the end.
+   *
+   * @returns the token that was taken
+   */
+  accept(id: number, left = Number.POSITIVE_INFINITY): number {
+    const { matcher, ends, endings } = this
+    if (left < Number.POSITIVE_INFINITY) this.#ending ??= endings.find(matcher, ends[0])
+    const ending = this.#ending
+    this.#ending = undefined
+    matcher.acceptToken(id)
+    if (ending === undefined || ending.length > left || ends.includes(id)) return id
+    if (id === ending[0]) this.#ending = ending.slice(1)
+    else if (this.#isEnding(ending)) this.#ending = ending
+    if (this.#ending === undefined || this.#ending.length >= left) this.#ending = endings.find(matcher, ends[0])
+    if (this.#ending === undefined || this.#ending.length < left) return id
+    matcher.rollBack(1)
+    this.isCut = true
+    const [chosen = ends[0], ...rest] = ending
+    matcher.acceptToken(chosen)
+    this.#ending = rest
+    return chosen
+  }
+
+  /** True if the text can still end as it could before its last token. */
+  #isEnding(ending: readonly number[]): boolean {
+    const { matcher, ends } = this
+    const missing = ending.findIndex((id) => !matcher.acceptToken(id))
+    const isEnd = missing < 0 && canEnd(matcher, ends[0])
+    const count = missing < 0 ? ending.length : missing
+    if (count > 0) matcher.rollBack(count)
+    return isEnd
   }
 
   dispose(): void {

@@ -12,6 +12,7 @@ import {
   streaming,
   type TextForm,
   type TextRequest,
+  TOKENS_OF_JSON,
 } from './form.js'
 
 const COMPLETION_TOKENS = 16
@@ -24,6 +25,7 @@ function completionRequest(fields: Fields, maxTokens: number): TextRequest {
   const scores = fields.logprobs as number | undefined
   const isEcho = fields.echo === true
   const shared = streaming(fields)
+  const format = formatOf(fields)
   if (isEcho && (shared.isStream || shared.n > 1)) {
     throw new HttpError(400, 'echo works with one whole answer, not with stream or n', { param: 'echo' })
   }
@@ -31,9 +33,12 @@ function completionRequest(fields: Fields, maxTokens: number): TextRequest {
   return {
     prompts: list.map((text) => (typeof text === 'string' ? text : { ids: text })),
     tools: { choice: 'none', isParallel: true },
-    format: formatOf(fields),
+    format,
     ...shared,
-    options: { ...sharedOptions(fields, maxTokens, fields.max_tokens, COMPLETION_TOKENS), logprobs: scores },
+    options: {
+      ...sharedOptions(fields, maxTokens, fields.max_tokens, format ? TOKENS_OF_JSON : COMPLETION_TOKENS),
+      logprobs: scores,
+    },
   }
 }
 
