@@ -115,7 +115,10 @@ describe.skipIf(!isInstalled)('generate({ schema })', () => {
         properties: { a: { type: 'string' }, b: { type: 'string' } },
         required: ['a', 'b'],
       }
-      const results = await session.generate(Array(8).fill('The king'), { schema, ...limits })
+      const results = await session.generate(
+        Array.from({ length: 8 }, () => 'The king'),
+        { schema, ...limits },
+      )
       for (const { text, finish, tokens, logprobs } of results) {
         expect([text, Object.keys(JSON.parse(text)).slice(0, 2)]).toEqual([text, ['a', 'b']])
         expect([finish, logprobs!.length]).toEqual([tokens === 24 ? 'max-new-tokens' : finish, tokens])
