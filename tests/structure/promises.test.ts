@@ -160,12 +160,9 @@ const SERVING: readonly [promise: string, file: string, shows: string][] = [
   ["calls match the tools' schemas", 'tests/serve/fields.test.ts', 'are forced by tool_choice'],
   ['Arguments are streamed', 'tests/serve/fields.test.ts', 'are forced on responses too, with arguments as events'],
   // JSON that fits a schema
-  [
-    'each answer that ends by itself is JSON',
-    'tests/run/schemas.test.ts',
-    'every text that ends by itself parses and fits',
-  ],
-  ['may not be', 'tests/run/schemas.test.ts', 'const ended = results.filter'],
+  ['each answer is JSON', 'tests/run/schemas.test.ts', 'every text parses and fits'],
+  ['the answer is closed', 'tests/run/endings.test.ts', 'end in time, and fit'],
+  ['there is no line break', 'tests/run/schema-sets.test.ts', 'no line break outside strings'],
   ['This needs the package', 'tests/run/schemas.test.ts', 'describe.skipIf(!isInstalled)'],
   ['does the same', 'tests/run/schemas.test.ts', 'generate({ schema })'],
   ['These keywords are supported', 'tests/run/schema-sets.test.ts', '30 schemas of %s'],
