@@ -93,7 +93,7 @@ export const JOB_FIELDS: FieldTable = {
     needed(FILE),
     'the records: chats, prompts with completions, pairs of answers, or prompts alone',
   ),
-  validation_file: field(FILE, 'records on which the loss is measured'),
+  validation_file: field(FILE, 'records on which the loss is measured, or with `reinforcement` the reward'),
   method: field(METHOD, 'how it learns. Default: supervised'),
   hyperparameters: field(hyperparameters, 'the same as those of `method`; each may be "auto"'),
   suffix: field(

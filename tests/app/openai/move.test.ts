@@ -79,20 +79,22 @@ describe('lowrank openai move', () => {
     const jobs = await move(
       [
         by('dpo', 'pairs', {}),
-        by('reinforcement', 'rewards', { grader }),
+        { ...by('reinforcement', 'rewards', { grader }), validation_file: 'asked' },
         by('reinforcement', 'answers', { grader: python }),
         by('reinforcement', 'neither', { grader: python }),
       ],
       {
         pairs: rows(pair),
         rewards: rows(asked),
+        asked: rows(asked),
         answers: rows((i) => chat(`Boat ${i}?`, 'red')),
         neither: rows(asked),
       },
     )
     const notes = Object.fromEntries(jobs.map(({ job, notes }) => [job, notes.join('; ')]))
     expect(notes.pairs).toMatch(/ steps of dpo on 2 rows/)
-    expect(notes.rewards).toMatch(/ steps of grpo on 2 rows/)
+    expect(notes.rewards).toMatch(/ steps of grpo on 2 rows.*measured on 2 of 2 held-out rows/)
+    expect(card(jobs[1].adapter!)).toMatch(/reward/i)
     expect(notes.answers).toMatch(/grader cannot run here \(.*mine.*code.*answers in its file.* steps of causal-lm/)
     expect(notes.neither).toMatch(/^not moved: its grader cannot run here \(.*mine.*no answers to learn from/)
     expect(jobs.map(({ adapter }) => adapter !== undefined)).toEqual([true, true, true, false])

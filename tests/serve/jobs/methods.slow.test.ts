@@ -48,7 +48,8 @@ it('learns from pairs of answers, judged answers, and a grader', async () => {
           type: 'reinforcement',
           reinforcement: { grader, hyperparameters: { compute_multiplier: 0.25, batch_size: 2 } },
         },
-        lowrank: { ...few, taskOptions: { maxCompletionLength: 4 } },
+        lowrank: { ...few, maxSteps: 3, taskOptions: { maxCompletionLength: 4 } },
+        validation_file: await server.upload(rows((i) => ({ prompt: `Ship ${i} is `, word: 'a' }))),
       },
     ),
     // This job must fail: chats need a chat template, and the model has none.
@@ -71,7 +72,11 @@ it('learns from pairs of answers, judged answers, and a grader', async () => {
   expect(dpo.method).toMatchObject({ type: 'dpo', dpo: { hyperparameters: { beta: 0.2 } } })
   expect(reinforced.method.reinforcement.grader).toEqual(grader)
   const { data } = await server.call(`/fine_tuning/jobs/${reinforced.id}/events?limit=100`)
-  expect(data.filter(({ type }: any) => type === 'metrics')[0].data.train_mean_reward).toBeGreaterThanOrEqual(0)
+  const told = data.filter(({ type }: any) => type === 'metrics').map((event: any) => event.data)
+  expect(told[0].train_mean_reward).toBeGreaterThanOrEqual(0)
+  expect(told.map((metrics: any) => metrics.valid_mean_reward)).toContainEqual(
+    expect.toBeOneOf([0, 0.25, 0.5, 0.75, 1]),
+  )
   expect(chats).toMatchObject({
     status: 'failed',
     error: { message: expect.stringMatching(/^union-3m: .*chat template/) },

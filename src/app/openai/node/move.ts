@@ -142,7 +142,9 @@ class Mover {
     const { task, rows, notes } = planMove(job, training, graderModels)
     const about = { job: job.id, model: job.model, base: this.base }
     if (task === undefined) return this.#save({ ...about, notes })
-    const heldOut = task === 'grpo' ? [] : prompts['held-out'].map(({ row }) => row)
+    // A loss needs answers; rewards do not.
+    const measured = prompts['held-out'].filter(({ wanted }) => task !== 'causal-lm' || wanted !== undefined)
+    const heldOut = measured.map(({ row }) => row)
     const said = [...notes]
     const options: Omit<TrainOptions, 'data'> = {
       ...{ model: this.base, task, chatTemplate, threads, signal, termsRead },
@@ -159,6 +161,7 @@ class Mover {
     try {
       const plain = await this.#run({ ...options, data }, this.#place)
       said.push(`${plain.steps} steps of ${task} on ${rows.length} rows of the owner’s file`)
+      if (heldOut.length > 0) said.push(`measured on ${heldOut.length} of ${prompts['held-out'].length} held-out rows`)
       let adapter = this.#place
       const answers = termsRead && task === 'causal-lm' && heldOut.length > 0 ? await this.#recorded() : []
       if (answers.length > 0) {

@@ -175,8 +175,8 @@ function keep(step: number): void {
 
 /** Tells the steps and checkpoints in the folder: the server may have ended before it heard of them. */
 async function tellMade(): Promise<void> {
-  for (const { step, loss, evalLoss } of await stepsOf(folder)) {
-    await tell({ kind: 'step', step, totalSteps: 0, loss, evalLoss, secondsLeft: 0 })
+  for (const { step, loss, evalLoss, rewards } of await stepsOf(folder)) {
+    await tell({ kind: 'step', step, totalSteps: 0, loss, evalLoss, reward: rewards?.reward, secondsLeft: 0 })
     if (existsSync(path.join(folder, 'checkpoints', `step-${step}`))) await tell({ kind: 'checkpoint', step })
   }
 }

@@ -407,10 +407,6 @@ export class JobQueue {
     await this.#writeSettings(job, settings)
     const needs = await this.#needs(job, found, settings.batchSize!, hyperparameters.n_epochs)
     await changeJob(this.store, job.id, async (job, rows) => {
-      if (job.validation_file !== null && job.method === 'reinforcement') {
-        const message = 'validation_file is not used: reinforcement measures the rewards of its own texts'
-        await tell(rows, job, 'unused', message, { level: 'warn' })
-      }
       await tell(rows, job, 'needs', needs.message, { level: needs.isShort ? 'warn' : 'info' })
       await tell(rows, job, 'validated', 'Files validated, moving job to queued state')
       Object.assign(job, { hyperparameters, checkpointEvery, status: 'queued' })
@@ -446,7 +442,8 @@ export class JobQueue {
     const of = totalSteps === 0 ? '' : `/${totalSteps}`
     const data = {
       ...{ step, ...(totalSteps > 0 && { total_steps: totalSteps }), train_loss: loss },
-      ...(evalLoss !== undefined && { valid_loss: evalLoss }),
+      ...(evalLoss !== undefined &&
+        (reward === undefined ? { valid_loss: evalLoss } : { valid_mean_reward: -evalLoss })),
       ...(reward !== undefined && { train_mean_reward: reward }),
     }
     await changeJob(this.store, id, async (job, rows) => {

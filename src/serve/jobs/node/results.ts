@@ -11,6 +11,7 @@ export interface StepLine {
   readonly loss: number
   readonly tokens: number
   readonly evalLoss?: number
+  readonly rewards?: { readonly reward: number }
 }
 
 /**

@@ -32,9 +32,7 @@ export function settingsOf(job: Job, folder: string, { graderModels, ...base }: 
   const pick = (isOfConfig: boolean) =>
     Object.fromEntries(Object.entries(others).filter(([name]) => OF_CONFIG.includes(name) === isOfConfig))
   const task = special ?? TASKS[job.method]
-  // Learning from rewards has no loss that could be measured on other records.
-  const evalData =
-    job.validation_file === null || job.method === 'reinforcement' ? undefined : path.join(folder, 'validation.jsonl')
+  const evalData = job.validation_file === null ? undefined : path.join(folder, 'validation.jsonl')
   return {
     ...base,
     ...{ data: path.join(folder, 'training.jsonl'), evalData, task },
