@@ -18,6 +18,7 @@ const parts: CardParts = {
   use: causalLm.use,
   input: undefined,
   isChat: false,
+  knownTools: undefined,
   data: ['data/a.jsonl', 'b'],
   evalData: ['data/held: "out".csv'],
   evalShare: undefined,

@@ -4,6 +4,7 @@
 
 import { isByteSource, isDirectory } from '../../files/data/row.js'
 import { type DtypeChoice, dtypeOf } from '../../model/graph-file.js'
+import { knownToolsIn } from '../../model/text/calls/known-tools.js'
 import { baseNameOf } from '../about-run.js'
 import type { TrainingData } from '../options.js'
 import type { TrainReport } from '../report.js'
@@ -71,6 +72,8 @@ function partsOf({ evalLoss, evalMetrics, evaluations, steps }: CardReport, run:
     /** A line of the data that the calls are shown with; undefined takes that of `use`. */
     input: run.facts.prompt,
     isChat: adapter.chatTemplate !== undefined,
+    /** The functions that prompts need not describe, with `toolsInAdapter`. */
+    knownTools: knownToolsIn(adapter.chatTemplate ?? '')?.map((tool) => tool.name),
     data: names,
     evalData: evalData === undefined ? names : dataNames(sources?.evalData, evalData),
     /** The share of the data that was kept for evaluation, if the metrics are of such a share. */
@@ -156,6 +159,7 @@ export function modelCard(parts: CardParts): string {
           '',
           ...(measure === undefined ? [] : ['```sh', `npx lowrank ${measure}`, '```', '']),
         ]),
+    ...toldTools(parts),
     ...usage(parts),
     '## Training',
     '',
@@ -277,6 +281,16 @@ function usage(parts: CardParts): string[] {
     `base = ${autoClass}.from_pretrained(${JSON.stringify(baseName)}${typeof revision === 'string' ? `, revision=${JSON.stringify(revision)}` : ''}${head})`,
     `model = PeftModel.from_pretrained(base, ${JSON.stringify(folder)})`,
     '```',
+    '',
+  ]
+}
+
+function toldTools({ knownTools }: CardParts): string[] {
+  if (knownTools === undefined) return []
+  return [
+    '## Functions',
+    '',
+    `It calls ${knownTools.map((name) => `\`${name}\``).join(', ')}, and was trained without their declarations in the prompt. \`chat_template.jinja\` has the list. lowrank checks the \`tools\` of a request against it, and leaves them out of the prompt. With other servers, send no \`tools\`.`,
     '',
   ]
 }
