@@ -12,7 +12,7 @@ import { Files } from '../../../src/serve/jobs/node/files.js'
 import type { Caller } from '../../../src/serve/keys.js'
 import type { Call } from '../../../src/serve/route.js'
 import { backUpDaily, backupsIn } from '../../../src/serve/store/node/backup.js'
-import { openStore } from '../../../src/serve/store/node/open.js'
+import { openStore, requireLocks } from '../../../src/serve/store/node/open.js'
 import { withKysely } from '../../../src/serve/store/node/peers.js'
 import type { Store } from '../../../src/serve/store/store.js'
 import { enginesHere } from '../../engines-here.js'
@@ -181,6 +181,19 @@ describe('a store that cannot be used', () => {
     })
     await store.close()
     await expect(openStore(folder, fail)).rejects.toMatchObject({ what: 'made by a newer version of lowrank' })
+  })
+
+  it('on NFS, SMB or FUSE is refused', () => {
+    // `stat -f -c %t` names these types.
+    for (const [type, got] of [
+      [0x6969, 'NFS'],
+      [0xff534d42 | 0, 'SMB'],
+      [0xfe534d42, 'SMB'],
+      [0x65735546, 'FUSE'],
+    ] as const)
+      expect(() => requireLocks('/data', type)).toThrow(expect.objectContaining({ where: '/data', got }))
+    const local = [0xef53, 0x58465342, 0x9123683e, 0x01021994, 0x794c7630]
+    for (const type of local) requireLocks('/data', type)
   })
 
   it('because a package is missing says what to install', async () => {

@@ -1,6 +1,6 @@
 // Opens the store of a server: its folder, its database, and what an earlier server left there.
 
-import { lstat, mkdir, open, rm, stat } from 'node:fs/promises'
+import { lstat, mkdir, open, rm, stat, statfs } from 'node:fs/promises'
 import path from 'node:path'
 import { Migrator } from 'kysely'
 import { RUN_FILES, removeWritten } from '../../../api/node/parts.js'
@@ -25,6 +25,15 @@ const HINT =
 const MARK = 'store.open'
 const HEADER = 'SQLite format 3\0'
 
+/** Types of Linux's `statfs` whose locks do not hold between machines, by linux/magic.h. */
+const UNSAFE = new Map([
+  [0x6969, 'NFS'],
+  [0x517b, 'SMB'],
+  [0xff534d42, 'SMB'],
+  [0xfe534d42, 'SMB'],
+  [0x65735546, 'FUSE'],
+])
+
 /** Rows that are compared with the folder at a time. */
 const BATCH = 500
 
@@ -37,6 +46,7 @@ const BATCH = 500
 export async function openStore(folder: string, onError: (error: unknown) => void): Promise<Store> {
   const file = path.join(folder, DATABASE)
   const mark = path.join(folder, MARK)
+  requireLocks(folder, (await statfs(folder)).type)
   const wasOpen = await isThere(mark)
   if (!(await isThere(file))) await requireOurs(folder)
   else await checkDatabase(file, wasOpen)
@@ -67,6 +77,15 @@ export async function openStore(folder: string, onError: (error: unknown) => voi
       await SqliteStore.prototype.close.call(store)
     },
   })
+}
+
+/** @throws FileError if SQLite could lose changes on this type of file system */
+export function requireLocks(where: string, type: number): void {
+  // A type with its highest bit set may come as a negative number.
+  const got = UNSAFE.get(type >>> 0)
+  if (got === undefined) return
+  const what = 'a file system on which SQLite cannot lock its database'
+  throw new FileError({ where, what, got, expected: 'a local disk', hint: 'Name a folder on a local disk' })
 }
 
 /** Opens a store to read, also beside its server. */
