@@ -104,6 +104,16 @@ const CASES = [
     check: compareWritten,
     isMergedOnly: true,
   })),
+  ...['transformers.js', 'optimum'].map((layout) => ({
+    name: `an adapter merged in the layout of ${layout}`,
+    task: 'feature-extraction',
+    base: ENCODER,
+    adapter: waveAdapter('encoder.layer.0.attention.self.', { query: [16, 16], value: [16, 16] }),
+    folder: (entry) => mergedOnnx(entry, layout),
+    open: (library, task, folder) => openPipeline(library, task, folder, layout === 'optimum' ? { subfolder: '' } : {}),
+    check: compareVectors,
+    isMergedOnly: true,
+  })),
   {
     name: 'an adapter beside 4-bit weights',
     task: 'text-generation',
@@ -317,9 +327,10 @@ async function withSession(base, adapter, use) {
 }
 
 /** Merges `adapter` into the .onnx files of `base`, in a complete model folder. */
-async function mergedOnnx({ name, base, adapter }) {
+async function mergedOnnx({ name, base, adapter }, layout) {
   const out = join(scratch, name.replaceAll(' ', '-')) // transformers.js takes no names with spaces
-  const hasOne = existsSync(join(base, 'onnx/model.onnx'))
-  await merge({ base: hasOne ? join(base, 'onnx/model.onnx') : base, adapters: adapter, out, overwrite: true })
+  const isFile = layout === undefined && existsSync(join(base, 'onnx/model.onnx'))
+  const from = isFile ? join(base, 'onnx/model.onnx') : base
+  await merge({ base: from, adapters: adapter, out, layout, overwrite: true })
   return out
 }

@@ -44,7 +44,7 @@ export function loadTransformers(folder) {
 }
 
 /** Opens the pipeline of a task for a model folder, in float32. */
-export function openPipeline(transformers, task, folder) {
+export function openPipeline(transformers, task, folder, options = {}) {
   transformers.env.localModelPath = dirname(resolve(folder))
-  return transformers.pipeline(task, basename(folder), { dtype: 'fp32' })
+  return transformers.pipeline(task, basename(folder), { dtype: 'fp32', ...options })
 }

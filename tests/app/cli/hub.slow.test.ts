@@ -59,6 +59,13 @@ describe('sources on the command line', () => {
     }
   })
 
+  it('data counts tokens with the model’s tokenizer, and loads no weights', async () => {
+    const { code, stdout, stderr } = await lowrank('data', DATA, '--model', 'org/union', '--preview', '1')
+    expect([code, stdout + stderr]).toEqual([0, expect.stringContaining('tokens')])
+    expect(current.hub.loaded).toContain('tokenizer.json')
+    expect(current.hub.loaded.filter((file) => /\.(onnx|safetensors|bin)/.test(file))).toEqual([])
+  })
+
   it('one’s own chats: train with a model of the Hub, and ask', async () => {
     const out = join(current.home, 'mine')
     const data = [join(MODEL, '..', 'data', 'chats.jsonl'), '--chat-template', join(MODEL, '..', 'data', 'chat.jinja')]
