@@ -16,7 +16,7 @@ import type { StepRun } from './tasks/task.js'
 /** If a worker has the engine, this thread does not load its code. */
 const loadEngine = async () => (await import('./engine/engine.js')).TrainEngine
 
-/** What a batch comes to, without gradients: the mean loss, the divisor of that mean, and the predictions by name. */
+/** The mean loss of a batch, the divisor of that mean, and the predictions by name. */
 export interface Predicted {
   readonly loss: number
   readonly normalizer: number

@@ -10,6 +10,15 @@ export interface Vocabulary {
   readonly tokens: readonly string[]
 }
 
+/** GPT-2's letter for each byte: bytes that cannot be printed get the letters from U+0100 on, in their order. */
+export const BYTE_LETTERS: readonly string[] = (() => {
+  let next = 0x100
+  return Array.from({ length: 256 }, (_, byte) => {
+    const isPrinted = (byte > 0x20 && byte < 0x7f) || (byte > 0xa0 && byte !== 0xad)
+    return String.fromCharCode(isPrinted ? byte : next++)
+  })
+})()
+
 export function vocabularyOf(definition: Readonly<Record<string, unknown>>, size: number): Vocabulary | undefined {
   const { model, decoder, added_tokens: added } = definition
   const { vocab } = model as { vocab: Readonly<Record<string, number>> | readonly (readonly [string, number])[] }

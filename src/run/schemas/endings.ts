@@ -3,16 +3,16 @@
 // and is rolled back afterwards.
 
 import type { GrammarMatcher } from '@mlc-ai/web-xgrammar'
-import type { Vocabulary } from '../../model/text/vocabulary.js'
+import { BYTE_LETTERS, type Vocabulary } from '../../model/text/vocabulary.js'
 
 /** Tokens with a longer spelling are not used. */
 const LONGEST = 64
 /** The most bytes of a way. */
 const MOST = 4096
 
-/** What ends or divides something. */
+/** Signs that end or divide values, in the order in which they are tried. */
 const SIGNS = '}]",:@'
-/** In the order in which they are tried. */
+/** Other characters, tried after the signs. */
 const CHARACTERS = `0123456789nft[{${Array.from({ length: 94 }, (_, i) => String.fromCharCode(0x21 + i)).join('')} `
 /** Bytes that complete a character. */
 const REST = Array.from({ length: 64 }, (_, i) => 0x80 + i)
@@ -20,15 +20,6 @@ const REST = Array.from({ length: 64 }, (_, i) => 0x80 + i)
 const INSIDE = '}z'
 
 const codes = (text: string) => [...text].map((character) => character.charCodeAt(0))
-
-/** The letters for bytes in GPT-2's vocabularies: bytes that cannot be printed get those from U+0100 on. */
-const LETTERS: readonly string[] = (() => {
-  let next = 0x100
-  return Array.from({ length: 256 }, (_, byte) => {
-    const isPrinted = (byte > 0x20 && byte < 0x7f) || (byte > 0xa0 && byte !== 0xad)
-    return String.fromCharCode(isPrinted ? byte : next++)
-  })
-})()
 
 export class Endings {
   readonly #ids = new Map<string, number>()
@@ -78,7 +69,7 @@ export class Endings {
   /** The longest token at each place. */
   #encode(bytes: Uint8Array): number[] | undefined {
     const text = this.#isByteLevel
-      ? [...bytes].map((byte) => LETTERS[byte]).join('')
+      ? [...bytes].map((byte) => BYTE_LETTERS[byte]).join('')
       : new TextDecoder().decode(bytes).replaceAll(' ', '▁')
     const ids: number[] = []
     for (let at = 0; at < text.length; ) {

@@ -7,7 +7,7 @@ import { requireTokenizer, type TextModel } from '../../model/model-folder.js'
 import { ExampleStore } from '../../model/text/example-store.js'
 import { type Example, IGNORED } from '../../model/text/records.js'
 import type { Tokenizer } from '../../model/text/tokenizer.js'
-import type { Vocabulary } from '../../model/text/vocabulary.js'
+import { BYTE_LETTERS, type Vocabulary } from '../../model/text/vocabulary.js'
 import { DataType } from '../../onnx/format/tensors.js'
 import type { Feeds } from '../../onnx/runtime/runtime.js'
 import type { Value } from '../../onnx/view/builder.js'
@@ -100,12 +100,7 @@ function inBytes({ spelling, tokens }: Vocabulary): string[] {
       return byte === undefined ? utf8(token.replaceAll('▁', ' ')) : binary([Number.parseInt(byte, 16)])
     })
   }
-  // GPT-2 writes bytes that cannot be printed as the letters from 256 on, in their order.
-  const printed = (byte: number) => (byte > 32 && byte < 127) || (byte > 160 && byte !== 173)
-  const others = Array.from({ length: 256 }, (_, byte) => byte).filter((byte) => !printed(byte))
-  return tokens.map((token) =>
-    token.replace(/[\u0100-\u0143]/g, (letter) => binary([others[letter.charCodeAt(0) - 256]])),
-  )
+  return tokens.map((token) => token.replace(/[\u0100-\u0143]/g, (letter) => binary([BYTE_LETTERS.indexOf(letter)])))
 }
 
 /** Graph inputs: [row, token], int64 (n, 2), and what each token's logit adds to the loss, float (n). */
